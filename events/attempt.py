@@ -1,0 +1,54 @@
+"""Facts about attempts: one attempt is one SMTP transaction for at most 100 recipients of one message."""
+
+from typing import Literal
+
+from .fact import Fact
+from .values import Outcome
+
+RECIPIENTS_PER_ATTEMPT_MAX = 100
+"""RFC 5321 section 4.5.3.1.8: every server takes 100 recipients in one transaction; more may be refused."""
+
+Next = Literal["due", "held", "failed", "done"]
+"""What becomes of the message: due again at `due_us`, put aside, ended as failed, or ended as sent."""
+
+
+class AttemptStarted(Fact):
+    """The bytes may go out from now on: on disk before the first of them does."""
+
+    revision: int
+    recipients: tuple[int, ...]
+
+
+class AttemptEnded(Fact):
+    """What came of an attempt, for each of its recipients, and what follows for the message.
+
+    `charged` says whether it counts as one of the message's retries; `due_cause` is why it waits again;
+    `cause` why it failed or is held; `retries` how many were allowed where these are exhausted.
+    Timings are microseconds on the monotonic clock.
+    """
+
+    attempt: int
+    outcomes: tuple[Outcome, ...]
+    next: Next
+    charged: bool = False
+    due_us: int | None = None
+    due_cause: str | None = None
+    cause: str | None = None
+    retries: int | None = None
+    stage: str | None = None
+    tls: bool = False
+    verified: bool = False
+    took_us: int = 0
+
+
+class AttemptInterrupted(Fact):
+    """An attempt was found open at a start: nobody knows whether the relay took the message."""
+
+    attempt: int
+    outcomes: tuple[Outcome, ...]
+    next: Next
+    charged: bool = True
+    due_us: int | None = None
+    due_cause: str | None = None
+    cause: str | None = None
+    retries: int | None = None

@@ -1,0 +1,138 @@
+"""What the door and the command line ask of the actors: imperatives, each with a `Reply`.
+
+A command goes down a channel and is answered exactly once. A reply that is dropped, because the service
+stopped or an actor crashed with the command in its hands, answers `Dropped`, and the door says 503.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+import trio
+
+from . import payloads
+
+Answer = TypeVar("Answer")
+
+
+class Dropped(Exception):
+    """Whoever held this command can no longer answer it: ask again."""
+
+
+class Reply(Generic[Answer]):
+    """Where one answer is put and awaited. The first answer counts, so a command is never answered twice."""
+
+    __slots__ = ("_answer", "_dropped", "_event")
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._answer: Answer | None = None
+        self._dropped = False
+
+    @property
+    def answered(self) -> bool:
+        return self._event.is_set()
+
+    def put(self, answer: Answer) -> None:
+        """Answer, unless that has been done."""
+        if not self.answered:
+            self._answer = answer
+            self._event.set()
+
+    def drop(self) -> None:
+        """Give up on answering, unless that has been done."""
+        if not self.answered:
+            self._dropped = True
+            self._event.set()
+
+    async def get(self) -> Answer:
+        """The answer. Raises Dropped."""
+        await self._event.wait()
+        if self._dropped:
+            raise Dropped
+        return self._answer  # type: ignore[return-value]  # set together with the event
+
+
+class Submission(msgspec.Struct, frozen=True, eq=False):
+    """A batch of messages as they came, to be accepted or rejected one by one.
+
+    `token` is the digest of an upstream's batch token: with one, all or nothing is stored, in one commit.
+    `reply` gets a tuple of Decision, one a message, in order.
+    """
+
+    items: Sequence[bytes | msgspec.Raw]
+    by: str
+    reply: "Reply[tuple[Decision, ...]]"
+    default_priority: int | None = None
+    token: str | None = None
+    urgent: bool = False
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What became of one message of a submission: queued under a number, or rejected for a reason.
+
+    `seq` is that of the fact that says so (0 where nothing was recorded)."""
+
+    id: str | None
+    number: int | None = None
+    reason: str | None = None
+    seq: int = 0
+    recorded: bool = True
+
+
+class Unavailable(Exception):
+    """The service cannot take this now: a full disk, too large a backlog, or it is stopping (HTTP 503)."""
+
+
+class Refused(Exception):
+    """The command cannot be carried out as asked: one sentence for the client (HTTP 400, 404 or 409)."""
+
+    def __init__(self, sentence: str, status: Literal[400, 404, 409] = 400) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.status = status
+
+
+class RunNow(msgspec.Struct, frozen=True):
+    """Wake scheduler, fetcher and reporter; probe unreachable relays at once."""
+
+
+class Suspend(msgspec.Struct, frozen=True):
+    """Stop dispatch: after the answer no new attempt starts."""
+
+
+class Activate(msgspec.Struct, frozen=True):
+    """Start dispatch; after a restored backup it must say what becomes of waiting mail."""
+
+    restored: Literal["hold", "send"] | None = None
+
+
+class SaveAccount(msgspec.Struct, frozen=True):
+    account: payloads.Account
+
+
+class RemoveAccount(msgspec.Struct, frozen=True):
+    id: str
+
+
+class PauseAccount(msgspec.Struct, frozen=True):
+    id: str
+
+
+class ResumeAccount(msgspec.Struct, frozen=True):
+    id: str
+
+
+class DeleteMessages(msgspec.Struct, frozen=True):
+    ids: tuple[str, ...]
+
+
+Command = RunNow | Suspend | Activate | SaveAccount | RemoveAccount | PauseAccount | ResumeAccount | DeleteMessages
+
+
+class Control(msgspec.Struct, frozen=True, eq=False):
+    """One command for the control actor. The reply gets the contract's answer, or a Refused or Unavailable value."""
+
+    command: Command
+    by: str
+    reply: "Reply[dict[str, Any] | Refused | Unavailable]"

@@ -1,0 +1,113 @@
+"""The life of a message: (state, step) -> state, or the reason why that cannot happen.
+
+What changes a message's state is in this table and nowhere else. Admission refuses by it inside the very
+transaction that would write the fact, the view `messages` folds by it, and the diagram in the docs is drawn
+from it. A pair that is absent is a programmer's error and refused as "impossible".
+
+A *step* is a fact's kind, and where one kind can lead to different states, the word in the fact that decides.
+"""
+
+from typing import Literal
+
+from .attempt import AttemptEnded, AttemptInterrupted
+from .fact import Fact
+from .message import DoubtResolved
+
+State = Literal["waiting", "in_flight", "held", "sent", "failed", "withdrawn", "rejected"]
+
+STATES: tuple[State, ...] = ("waiting", "in_flight", "held", "sent", "failed", "withdrawn", "rejected")
+OPEN: frozenset[State] = frozenset({"waiting", "in_flight", "held"})
+FINAL: frozenset[State] = frozenset({"sent", "failed", "withdrawn", "rejected"})
+
+STEPS = (
+    "MessageAccepted",
+    "MessageRejected",
+    "MessageRevised",
+    "MessageWithdrawn",
+    "MessageHeld",
+    "MessageFailed",
+    "DoubtResolved resend",
+    "DoubtResolved sent",
+    "DoubtResolved error",
+    "AttemptStarted",
+    "AttemptEnded due",
+    "AttemptEnded held",
+    "AttemptEnded failed",
+    "AttemptEnded done",
+)
+"""AttemptInterrupted takes the steps of AttemptEnded: for the message it is an end like any other."""
+
+
+class Refusal(str):
+    """Why a step cannot happen in a state: the words that a client gets, where a client asked."""
+
+
+ALREADY_SENT = Refusal("already sent")
+IN_FLIGHT = Refusal("in flight")
+KNOWN = Refusal("known id")
+UNKNOWN = Refusal("unknown message")
+NOT_WAITING = Refusal("not waiting")
+NOT_HELD = Refusal("not held")
+ENDED = Refusal("already ended")
+NO_ATTEMPT = Refusal("no such attempt")
+IMPOSSIBLE = Refusal("impossible")
+
+_FIRST_FACTS = ("MessageAccepted", "MessageRejected")
+_ENDS = ("AttemptEnded due", "AttemptEnded held", "AttemptEnded failed", "AttemptEnded done")
+_RESOLUTIONS = ("DoubtResolved resend", "DoubtResolved sent", "DoubtResolved error")
+
+LIFECYCLE: dict[tuple[State | None, str], State | Refusal] = {
+    # A number begins with one of two facts, and only there.
+    (None, "MessageAccepted"): "waiting",
+    (None, "MessageRejected"): "rejected",
+    **{(None, step): UNKNOWN for step in STEPS if step not in _FIRST_FACTS},
+    **{(state, step): KNOWN for state in STATES for step in _FIRST_FACTS},
+    # The same id again: it takes the place of what has not been sent.
+    ("waiting", "MessageRevised"): "waiting",
+    ("failed", "MessageRevised"): "waiting",
+    ("withdrawn", "MessageRevised"): "waiting",
+    ("rejected", "MessageRevised"): "waiting",
+    ("in_flight", "MessageRevised"): IN_FLIGHT,
+    ("held", "MessageRevised"): IN_FLIGHT,
+    ("sent", "MessageRevised"): ALREADY_SENT,
+    # Taking back: in flight it only marks, for the bytes may be out already.
+    ("waiting", "MessageWithdrawn"): "withdrawn",
+    ("held", "MessageWithdrawn"): "withdrawn",
+    ("in_flight", "MessageWithdrawn"): "in_flight",
+    **{(state, "MessageWithdrawn"): ENDED for state in STATES if state in FINAL},
+    ("waiting", "MessageHeld"): "held",
+    **{(state, "MessageHeld"): NOT_WAITING for state in STATES if state != "waiting"},
+    ("waiting", "MessageFailed"): "failed",
+    ("held", "MessageFailed"): "failed",
+    ("in_flight", "MessageFailed"): IN_FLIGHT,
+    **{(state, "MessageFailed"): ENDED for state in STATES if state in FINAL},
+    # Only a person ends a doubt.
+    ("held", "DoubtResolved resend"): "waiting",
+    ("held", "DoubtResolved sent"): "sent",
+    ("held", "DoubtResolved error"): "failed",
+    **{(state, step): NOT_HELD for state in STATES if state != "held" for step in _RESOLUTIONS},
+    # Attempts: one at a time, and each ends once.
+    ("waiting", "AttemptStarted"): "in_flight",
+    **{(state, "AttemptStarted"): NOT_WAITING for state in STATES if state != "waiting"},
+    ("in_flight", "AttemptEnded due"): "waiting",
+    ("in_flight", "AttemptEnded held"): "held",
+    ("in_flight", "AttemptEnded failed"): "failed",
+    ("in_flight", "AttemptEnded done"): "sent",
+    **{(state, step): NO_ATTEMPT for state in STATES if state != "in_flight" for step in _ENDS},
+}
+
+
+def step_of(fact: Fact) -> str | None:
+    """The step that a fact is, or None for a fact that changes no message's state."""
+    match fact:
+        case AttemptEnded() | AttemptInterrupted():
+            return f"AttemptEnded {fact.next}"
+        case DoubtResolved():
+            return f"DoubtResolved {fact.resolution}"
+    kind = type(fact).__name__
+    return kind if (None, kind) in LIFECYCLE else None
+
+
+def follow(state: State | None, step: str) -> State | Refusal:
+    """The state after `step`, or the Refusal that says why it cannot happen."""
+    return LIFECYCLE.get((state, step), IMPOSSIBLE)

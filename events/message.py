@@ -1,0 +1,94 @@
+"""Facts about a message that are not about one attempt at it."""
+
+from typing import Literal
+
+from .fact import Fact
+
+FailureCause = Literal["expired", "quota", "account_removed", "content_missing", "internal"]
+Resolution = Literal["resend", "sent", "error"]
+
+
+class MessageAccepted(Fact):
+    """A message was taken: from here on it is ours to deliver or to explain.
+
+    `recipients` are digests, one for each place in the envelope: HMAC of (id, canonical address).
+    `expires_us` is the moment at which it is given up if it still waits; `letter` is an HMAC of its content.
+    """
+
+    id: str
+    priority: int
+    due_us: int
+    expires_us: int
+    size: int
+    recipients: tuple[str, ...]
+    letter: str
+    by: str = ""
+
+
+class MessageRevised(Fact):
+    """The same id came again before it was sent: new content, the same number, attempts and age anew.
+
+    `reach` are the indexes of the recipients still to be reached; the others were reached, or may have been.
+    """
+
+    id: str
+    priority: int
+    due_us: int
+    expires_us: int
+    size: int
+    recipients: tuple[str, ...]
+    reach: tuple[int, ...]
+    letter: str
+    by: str = ""
+
+
+class MessageRejected(Fact):
+    """A message with an id that the log did not know was refused at the door, with the reason the client got."""
+
+    id: str
+    reason: str
+    field: str | None = None
+    by: str = ""
+
+
+class MessageWithdrawn(Fact):
+    """A client took a message back. In flight it is a mark: what is still open when the attempt ends is withdrawn."""
+
+    by: str = ""
+
+
+class MessageHeld(Fact):
+    """A message was put aside for a person to decide."""
+
+    cause: str
+    by: str = ""
+
+
+class MessageFailed(Fact):
+    """A message ended without reaching everybody, for a reason that no relay gave."""
+
+    cause: FailureCause
+    after_s: int | None = None
+    by: str = ""
+
+
+class DoubtResolved(Fact):
+    """A person decided about a held message: send it again, or call it sent, or call it failed."""
+
+    resolution: Resolution
+    due_us: int | None = None
+    by: str = ""
+
+
+class ContentErased(Fact):
+    """The letters of these messages, up to and including these revisions, are to be erased: at most 1,000 pairs."""
+
+    letters: tuple[tuple[int, int], ...]
+    by: str = ""
+
+
+class RetentionPassed(Fact):
+    """Finished messages and results whose final fact has a seq below `before` left the views."""
+
+    before: int
+    by: str = "retention"
