@@ -83,7 +83,7 @@ def evolve_account(row: AccountRow | None, entry: Entry) -> AccountRow | None:
     return row
 
 
-ACCOUNTS = View("accounts", 1, AccountRow, account_keys, evolve_account)
+ACCOUNTS = View("accounts", 1, AccountRow, _ACCOUNT_FACTS, account_keys, evolve_account)
 
 
 class RelayRow(Struct, frozen=True):
@@ -115,4 +115,4 @@ def evolve_relay(row: RelayRow | None, entry: Entry) -> RelayRow | None:
     return row
 
 
-RELAYS = View("relays", 1, RelayRow, relay_keys, evolve_relay)
+RELAYS = View("relays", 1, RelayRow, (RelayUnreachable, RelayReached), relay_keys, evolve_relay)

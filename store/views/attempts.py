@@ -41,4 +41,4 @@ def evolve(row: AttemptRow | None, entry: Entry) -> AttemptRow | None:
     return row
 
 
-ATTEMPTS = View("attempts", 1, AttemptRow, keys, evolve)
+ATTEMPTS = View("attempts", 1, AttemptRow, (AttemptStarted, AttemptEnded, AttemptInterrupted), keys, evolve)

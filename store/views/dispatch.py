@@ -37,4 +37,4 @@ def evolve(row: DispatchRow | None, entry: Entry) -> DispatchRow | None:
     return row
 
 
-DISPATCH = View("dispatch", 1, DispatchRow, keys, evolve)
+DISPATCH = View("dispatch", 1, DispatchRow, (DispatchSuspended, DispatchActivated), keys, evolve)

@@ -111,8 +111,22 @@ ALL_OF = tuple(tuple(range(count)) for count in range(8))
 """The index tuples of small envelopes, made once: nearly every message has one recipient."""
 
 
+FACTS = (
+    MessageAccepted,
+    MessageRejected,
+    MessageRevised,
+    MessageWithdrawn,
+    MessageHeld,
+    MessageFailed,
+    DoubtResolved,
+    AttemptStarted,
+    AttemptEnded,
+    AttemptInterrupted,
+)
+
+
 def keys(entry: Entry) -> tuple[int, ...]:
-    if entry.message is None or step_of(entry.fact) is None:
+    if entry.message is None or not isinstance(entry.fact, FACTS):
         return ()
     return (entry.message,)
 
@@ -269,4 +283,4 @@ def _finished(row: MessageRow, entry: Entry) -> MessageRow:
     return replace(row, final_seq=entry.seq, final_us=entry.at_us, recipients=recipients, withdrawing=False)
 
 
-MESSAGES = View("messages", 1, MessageRow, keys, evolve)
+MESSAGES = View("messages", 1, MessageRow, FACTS, keys, evolve)

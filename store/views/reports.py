@@ -29,7 +29,7 @@ def evolve_cursor(row: CursorRow | None, entry: Entry) -> CursorRow | None:
     return row
 
 
-CURSORS = View("cursors", 1, CursorRow, cursor_keys, evolve_cursor)
+CURSORS = View("cursors", 1, CursorRow, (ResultsReported,), cursor_keys, evolve_cursor)
 
 
 class ReportedRow(Struct, frozen=True):
@@ -50,7 +50,7 @@ def evolve_reported(row: ReportedRow | None, entry: Entry) -> ReportedRow | None
     return row
 
 
-REPORTED_AT = View("reported", 1, ReportedRow, reported_keys, evolve_reported)
+REPORTED_AT = View("reported", 1, ReportedRow, (ResultsReported,), reported_keys, evolve_reported)
 
 
 class TokenRow(Struct, frozen=True):
@@ -72,4 +72,4 @@ def evolve_token(row: TokenRow | None, entry: Entry) -> TokenRow | None:
     return row
 
 
-TOKENS = View("tokens", 1, TokenRow, token_keys, evolve_token)
+TOKENS = View("tokens", 1, TokenRow, (BatchFetched,), token_keys, evolve_token)

@@ -1,6 +1,6 @@
 """What a view is: a table of rows and two pure functions over them.
 
-`keys(entry)` names the rows that a fact touches, `evolve(row, entry)` gives the row after it. Both are O(1)
+`facts` are the kinds that can touch it, `keys(entry)` names the rows that one does, `evolve(row, entry)` gives the row after it. Both are O(1)
 and total: any sequence of facts, in any order, gives some row and never an exception, so a view can be
 refolded from any log. Policy is in the facts, so neither reads configuration, clock or chance.
 
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from events.fact import Entry
+from events.fact import Entry, Fact
 
 Row = TypeVar("Row", bound=Struct)
 Key = int | str
@@ -24,6 +24,7 @@ class View(Struct, Generic[Row], frozen=True):
     name: str
     version: int
     row: type[Row]
+    facts: tuple[type[Fact], ...]
     keys: Callable[[Entry], Iterable[Key]]
     evolve: Callable[[Row | None, Entry], Row | None]
 

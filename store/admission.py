@@ -1,0 +1,197 @@
+"""Admission: whether a fact fits what is true in the very transaction that would write it.
+
+Actors decide from state that may be stale; so they can be refused, but never wrong. `fits` looks at the rows that
+the fact names, as of the last fact of this transaction, and answers None or the reason. Nothing is asked twice:
+the lifecycle answers for messages, the rest is a rule a kind below.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from events.account import (
+    AccountPaused,
+    AccountRemoved,
+    AccountResumed,
+    AccountSaved,
+    AccountThrottled,
+)
+from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
+from events.fact import OWN, Draft, Fact
+from events.lifecycle import NO_ATTEMPT, NOT_WAITING, UNKNOWN, Refusal, follow, step_of
+from events.message import MessageAccepted, MessageRejected, MessageRevised, RetentionPassed
+from events.report import BatchFetched, ResultsReported
+
+from .folding import Folding
+from .views.accounts import AccountRow
+from .views.dispatch import ACTIVE, ONLY
+from .views.messages import MessageRow
+from .views.reports import REPORTED
+
+NO_ACCOUNT = Refusal("no such account")
+ACCOUNT_PAUSED = Refusal("account paused")
+SUSPENDED = Refusal("suspended")
+OTHER_REVISION = Refusal("other revision")
+TOKEN_SEEN = Refusal("token seen")
+UNREPORTED = Refusal("unreported")
+ALREADY_SO = Refusal("already so")
+
+_KNOWN_IDS = "select id, number from ids where id in (select value from json_each(?))"
+"""The numbers of these ids, of those that the log knows."""
+
+
+class Judge:
+    """Judges drafts against the rows of one Folding; lives as long as the writer's connection."""
+
+    def __init__(self, connection: sqlite3.Connection, folding: Folding) -> None:
+        self._connection = connection
+        self._folding = folding
+        self._numbers: dict[str, int] = {}
+
+    def load(self, drafts: Iterable[Draft]) -> None:
+        """Read in a few statements what judging and folding these drafts will look at."""
+        ids, messages, accounts, attempts, tokens = [], [], [], [], []
+        for draft in drafts:
+            fact = draft.fact
+            if isinstance(fact, MessageAccepted | MessageRejected):
+                ids.append(fact.id)
+            elif isinstance(fact, AttemptEnded | AttemptInterrupted):
+                attempts.append(fact.attempt)
+            elif isinstance(fact, BatchFetched):
+                tokens.append(fact.token)
+            if draft.message:
+                messages.append(draft.message)
+            if draft.account:
+                accounts.append(draft.account)
+        self._load_ids(ids)
+        self._folding.load("messages", messages + list(self._numbers.values()))
+        self._folding.load("accounts", accounts)
+        self._folding.load("attempts", attempts)
+        self._folding.load("tokens", tokens)
+
+    def _load_ids(self, ids: Sequence[str]) -> None:
+        self._numbers.clear()
+        if ids:
+            self._numbers.update(self._connection.execute(_KNOWN_IDS, (msgspec.json.encode(ids).decode(),)))
+
+    def known(self, message_id: str) -> MessageRow | None:
+        """The row of the message that has this id already, within this transaction too."""
+        number = self._numbers.get(message_id)
+        return None if number is None else self._folding.message(number)
+
+    def learn(self, message_id: str, number: int) -> None:
+        """From here on the id is known."""
+        self._numbers[message_id] = number
+
+    def unlearn(self, message_id: str) -> None:
+        self._numbers.pop(message_id, None)
+
+    def row(self, draft: Draft) -> MessageRow | None:
+        """The message's row that a refusal shows to the asker."""
+        if isinstance(draft.fact, MessageAccepted | MessageRejected):
+            return self.known(draft.fact.id)
+        return self._folding.message(draft.message) if draft.message else None
+
+    def fits(self, draft: Draft) -> Refusal | None:
+        """None where the fact may be written now, else the reason why not."""
+        rule = _RULES.get(type(draft.fact))
+        if rule and (refusal := rule(self, draft)):
+            return refusal
+        return self._fits_lifecycle(draft)
+
+    def _fits_lifecycle(self, draft: Draft) -> Refusal | None:
+        step = step_of(draft.fact)
+        if step is None:
+            return None
+        if draft.message is None:
+            return UNKNOWN
+        row = None if draft.message == OWN else self._folding.message(draft.message)
+        state = follow(row.state if row else None, step)
+        return state if isinstance(state, Refusal) else None
+
+    def account(self, draft: Draft) -> AccountRow | None:
+        """The living account that a draft names, or None."""
+        row: AccountRow | None = self._folding.row("accounts", draft.account) if draft.account else None
+        return None if row is None or row.removed else row
+
+    def _first_fact(self, draft: Draft) -> Refusal | None:
+        fact = draft.fact
+        assert isinstance(fact, MessageAccepted | MessageRejected)
+        known = self.known(fact.id)
+        if known is None:
+            return None
+        refusal = follow(known.state, type(fact).__name__)
+        return refusal if isinstance(refusal, Refusal) else NOT_WAITING
+
+    def _accepted(self, draft: Draft) -> Refusal | None:
+        return self._first_fact(draft) or self._alive(draft)
+
+    def _alive(self, draft: Draft) -> Refusal | None:
+        return None if self.account(draft) else NO_ACCOUNT
+
+    def _started(self, draft: Draft) -> Refusal | None:
+        assert isinstance(draft.fact, AttemptStarted)
+        row = self._folding.message(draft.message or 0)
+        if row is None or row.state != "waiting":
+            return NOT_WAITING
+        if row.revision != draft.fact.revision or row.account != draft.account:
+            return OTHER_REVISION
+        account = self.account(draft)
+        if account is None:
+            return NO_ACCOUNT
+        if account.paused:
+            return ACCOUNT_PAUSED
+        dispatch = self._folding.row("dispatch", ONLY) or ACTIVE
+        return None if dispatch.active else SUSPENDED
+
+    def _ended(self, draft: Draft) -> Refusal | None:
+        assert isinstance(draft.fact, AttemptEnded | AttemptInterrupted)
+        attempt = self._folding.row("attempts", draft.fact.attempt)
+        return None if attempt and attempt.message == draft.message else NO_ATTEMPT
+
+    def _saved(self, draft: Draft) -> Refusal | None:
+        return None if draft.account == OWN else self._alive(draft)
+
+    def _paused(self, draft: Draft) -> Refusal | None:
+        account = self.account(draft)
+        if account is None:
+            return NO_ACCOUNT
+        return ALREADY_SO if account.paused == isinstance(draft.fact, AccountPaused) else None
+
+    def _fetched(self, draft: Draft) -> Refusal | None:
+        assert isinstance(draft.fact, BatchFetched)
+        return TOKEN_SEEN if draft.fact.token and self._folding.row("tokens", draft.fact.token) else None
+
+    def _reported_up_to(self) -> int:
+        cursor = self._folding.row("cursors", REPORTED)
+        return cursor.seq if cursor else 0
+
+    def _reported(self, draft: Draft) -> Refusal | None:
+        assert isinstance(draft.fact, ResultsReported)
+        return None if draft.fact.up_to > self._reported_up_to() else ALREADY_SO
+
+    def _retention(self, draft: Draft) -> Refusal | None:
+        assert isinstance(draft.fact, RetentionPassed)
+        return None if draft.fact.before <= self._reported_up_to() + 1 else UNREPORTED
+
+
+Rule = Callable[[Judge, Draft], Refusal | None]
+
+_RULES: dict[type[Fact], Rule] = {
+    MessageAccepted: Judge._accepted,
+    MessageRejected: Judge._first_fact,
+    MessageRevised: Judge._alive,
+    AttemptStarted: Judge._started,
+    AttemptEnded: Judge._ended,
+    AttemptInterrupted: Judge._ended,
+    AccountSaved: Judge._saved,
+    AccountRemoved: Judge._alive,
+    AccountPaused: Judge._paused,
+    AccountResumed: Judge._paused,
+    AccountThrottled: Judge._alive,
+    BatchFetched: Judge._fetched,
+    ResultsReported: Judge._reported,
+    RetentionPassed: Judge._retention,
+}
+"""What a kind of fact needs beyond what the lifecycle says."""

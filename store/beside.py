@@ -1,0 +1,46 @@
+"""What stands beside a fact, written in the same commit and erasable later: the log holds none of it."""
+
+from msgspec import Struct
+
+
+class LetterRow(Struct, frozen=True):
+    """With MessageAccepted and MessageRevised: the content, under the seq of its fact.
+
+    `envelope` is JSON of events.letter.Envelope, `content` JSON of events.letter.Letter; `salt` keys its digest.
+    """
+
+    envelope: bytes
+    content: bytes
+    salt: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.envelope) + len(self.content)
+
+
+class Replies(Struct, frozen=True):
+    """With AttemptEnded: the relay's words about recipients that were not delivered, by recipient index."""
+
+    texts: tuple[tuple[int, str], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(text) for _, text in self.texts)
+
+
+class Sealed(Struct, frozen=True):
+    """With AccountSaved: JSON of {"user", "password"} as `Secrets.seal` gave it."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+
+Beside = LetterRow | Replies | Sealed
+
+
+def secret_name(account: int) -> str:
+    """Under which name an account's credentials stand in the table `secrets`."""
+    return f"account:{account}"

@@ -1,0 +1,258 @@
+"""What to do at a start: a table that looks at what was found and says what is decided, with a line for the operator.
+
+A start is seen under four aspects, which do not depend on one another: where the mark stands, whether the views are
+of this release, how the last run ended, and whether the clock can be believed. Each aspect has its own small table.
+Its `see` turns a Situation into one word a column; its cases are matched against the words, ANY matching every word.
+For every combination of words exactly one case of the aspect matches, and a test walks them all.
+
+Two cases are less plain than they look. A mark of another log beside a log with facts is judged as a restored backup:
+a backup from before an earlier restoration has the earlier id, and a crash after LogRestored and before the next mark
+leaves the same picture, where judging so a second time does no harm. And a log that goes on past its mark is nothing
+unusual: the mark is written once a second, after the commits.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from events.fact import Fact
+from events.schedule import DispatchSuspended
+from events.service import LogRestored
+
+from .files import Mark
+
+REFOLDED_MAX = 1_000_000
+"""Facts that a start refolds by itself: a minute's work. With more, whoever starts it should choose the moment."""
+
+CLOCK_BEHIND_US = 60 * 1_000_000
+"""The log's last stamp was this clock's own time: a minute back is more than any correction of a healthy clock."""
+
+CLOCK_AHEAD_US = 30 * 86_400 * 1_000_000
+"""No service that matters stands still for a month; a clock that lost its battery, or is set by hand, may say so."""
+
+EXPIRY_PAUSE_US = 3600 * 1_000_000
+"""Time for an operator to see the line and set the clock, before anything expires by it."""
+
+
+class Situation(Struct, frozen=True, kw_only=True):
+    """What was found at the start. `last_at_us` is the last fact's stamp, `stopped` whether it is ServiceStopped;
+    `stale_views` are those that were folded by another version of their code."""
+
+    log: str
+    last_seq: int
+    last_at_us: int
+    stopped: bool
+    mark: Mark | None
+    stale_views: tuple[str, ...]
+    open_attempts: int
+    now_us: int
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What the opener does, in this order: refuse to start; refold the views; go on under a new log id with these
+    facts; interrupt the open attempts; let nothing expire for `pause_expiry_us`.
+
+    `label` is for the fact ServiceStarted. `lines` are for the operator; an uneventful start has none.
+    """
+
+    label: str = ""
+    refuse: bool = False
+    refold: bool = False
+    facts: tuple[Fact, ...] = ()
+    interrupt: bool = False
+    pause_expiry_us: int = 0
+    lines: tuple[str, ...] = ()
+
+    @property
+    def restored(self) -> bool:
+        return bool(self.facts)
+
+
+class Case(Struct, frozen=True):
+    """A row of a table. `line` may name what was found, in braces; an uneventful case has none."""
+
+    label: str
+    words: tuple[str, ...]
+    line: str = ""
+    refuse: bool = False
+    refold: bool = False
+    restored: bool = False
+    interrupt: bool = False
+    pause_expiry_us: int = 0
+
+    def matches(self, words: tuple[str, ...]) -> bool:
+        return all(mine in (ANY, word) for mine, word in zip(self.words, words, strict=True))
+
+
+class Aspect(Struct, frozen=True):
+    """One way of looking at a start: its columns (name -> the words that `see` can say) and its cases."""
+
+    columns: dict[str, tuple[str, ...]]
+    see: Callable[[Situation], tuple[str, ...]]
+    cases: tuple[Case, ...]
+
+    def case(self, situation: Situation) -> Case:
+        words = self.see(situation)
+        return next(case for case in self.cases if case.matches(words))
+
+
+ANY = "any"
+LOG = ("empty", "facts")
+
+
+def _log(situation: Situation) -> str:
+    return "facts" if situation.last_seq else "empty"
+
+
+def _mark(situation: Situation) -> str:
+    mark = situation.mark
+    if mark is None:
+        return "none"
+    if mark.log != situation.log:
+        return "other"
+    if mark.seq == situation.last_seq:
+        return "equal"
+    return "beyond" if mark.seq > situation.last_seq else "behind"
+
+
+def _clock(situation: Situation) -> str:
+    ahead_us = situation.now_us - situation.last_at_us
+    if ahead_us < -CLOCK_BEHIND_US:
+        return "behind"
+    return "ahead" if ahead_us > CLOCK_AHEAD_US else "close"
+
+
+MARK = Aspect(
+    {"log": LOG, "mark": ("none", "behind", "equal", "beyond", "other")},
+    lambda situation: (_log(situation), _mark(situation)),
+    (
+        Case("new log", ("empty", "none")),
+        Case("at the mark", (ANY, "equal")),
+        Case("past the mark", (ANY, "behind")),
+        Case(
+            "no mark",
+            ("facts", "none"),
+            "the mark file is missing and is made anew: if this is a restored backup, that could not be noticed",
+        ),
+        Case(
+            "restored",
+            (ANY, "beyond"),
+            "the log ends at {last_seq}, but it had come to {marked_seq}: this is a restored backup. Dispatch is"
+            " suspended: `letterbook activate` asks whether the mail that waits is to be held or sent",
+            restored=True,
+        ),
+        Case(
+            "of another log",
+            ("facts", "other"),
+            "the mark file is of another log ({marked_log}): this is taken for a restored backup. Dispatch is"
+            " suspended: `letterbook activate` asks whether the mail that waits is to be held or sent",
+            restored=True,
+        ),
+        Case(
+            "begun anew",
+            ("empty", "other"),
+            "the mark file is of another log ({marked_log}) of {marked_seq} facts, and this one is empty: if it was"
+            " not meant to begin anew, stop the service and restore the database",
+        ),
+    ),
+)
+
+VIEWS = Aspect(
+    {"views": ("fit", "stale"), "log": ("short", "long")},
+    lambda situation: (
+        "stale" if situation.stale_views else "fit",
+        "long" if situation.last_seq > REFOLDED_MAX else "short",
+    ),
+    (
+        Case("views fit", ("fit", ANY)),
+        Case("views refolded", ("stale", "short"), "views of another version are refolded: {views}", refold=True),
+        Case(
+            "rebuild first",
+            ("stale", "long"),
+            "views of another version must be refolded from {last_seq} facts: run `letterbook rebuild`, then start"
+            " again ({views})",
+            refuse=True,
+        ),
+    ),
+)
+
+END = Aspect(
+    {"log": LOG, "end": ("stopped", "broken off"), "attempts": ("none", "open")},
+    lambda situation: (
+        _log(situation),
+        "stopped" if situation.stopped else "broken off",
+        "open" if situation.open_attempts else "none",
+    ),
+    (
+        Case("first start", ("empty", ANY, ANY)),
+        Case("clean stop", ("facts", "stopped", "none")),
+        Case("unclean stop", ("facts", "broken off", "none"), "the last run broke off; nothing was being sent"),
+        Case(
+            "attempts open",
+            ("facts", ANY, "open"),
+            "{open_attempts} attempts were under way when the last run ended: whether they arrived is in doubt",
+            interrupt=True,
+        ),
+    ),
+)
+
+CLOCK = Aspect(
+    {"log": LOG, "clock": ("close", "behind", "ahead")},
+    lambda situation: (_log(situation), _clock(situation)),
+    (
+        Case("clock untested", ("empty", ANY)),
+        Case("clock right", ("facts", "close")),
+        Case(
+            "clock behind",
+            ("facts", "behind"),
+            "the clock is {behind_s} s before the last fact: nothing expires for an hour; set the clock if it is wrong",
+            pause_expiry_us=EXPIRY_PAUSE_US,
+        ),
+        Case(
+            "clock ahead",
+            ("facts", "ahead"),
+            "the clock is {ahead_days} days after the last fact: nothing expires for an hour; set the clock if it is"
+            " wrong",
+            pause_expiry_us=EXPIRY_PAUSE_US,
+        ),
+    ),
+)
+
+ASPECTS = (END, MARK, VIEWS, CLOCK)
+
+
+def decide(situation: Situation) -> Decision:
+    """What this start is to do: the four cases that it is, put together."""
+    cases = [aspect.case(situation) for aspect in ASPECTS]
+    restored = any(case.restored for case in cases)
+    return Decision(
+        label=", ".join(case.label for case in cases if case.line or case in END.cases),
+        refuse=any(case.refuse for case in cases),
+        refold=any(case.refold for case in cases),
+        facts=_restored(situation) if restored else (),
+        interrupt=any(case.interrupt for case in cases),
+        pause_expiry_us=max(case.pause_expiry_us for case in cases),
+        lines=tuple(_line(case, situation) for case in cases if case.line),
+    )
+
+
+def _restored(situation: Situation) -> tuple[Fact, ...]:
+    marked_seq = situation.mark.seq if situation.mark else 0
+    return (
+        LogRestored(previous_log=situation.log, marked_seq=marked_seq),
+        DispatchSuspended(by="recovery", restored=True),
+    )
+
+
+def _line(case: Case, situation: Situation) -> str:
+    mark = situation.mark or Mark("", 0)
+    behind_us = situation.last_at_us - situation.now_us
+    return case.line.format(
+        last_seq=situation.last_seq,
+        marked_seq=mark.seq,
+        marked_log=mark.log,
+        views=", ".join(situation.stale_views),
+        open_attempts=situation.open_attempts,
+        behind_s=behind_us // 1_000_000,
+        ahead_days=-behind_us // (86_400 * 1_000_000),
+    )

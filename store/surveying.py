@@ -1,0 +1,38 @@
+"""Surveying: read from the database what `recovery` decides by. No statement here scans the log."""
+
+import sqlite3
+
+from .files import Mark
+from .recovery import Situation
+from .schema import VIEW_VERSIONS
+
+_LAST_FACT = "select seq, at_us, kind from log order by seq desc limit 1"
+"""Where the log ends, and by which fact."""
+
+_META = "select name, value from meta"
+"""The log's id and the versions of its views: a dozen rows."""
+
+_OPEN_ATTEMPTS = "select count(*) from attempts"
+"""As many as there were connections."""
+
+
+def survey(connection: sqlite3.Connection, mark: Mark | None, now_us: int) -> Situation:
+    """The situation of a log that has been identified (`meta` holds its id)."""
+    meta = dict(connection.execute(_META))
+    last_seq, last_at_us, kind = connection.execute(_LAST_FACT).fetchone() or (0, 0, "")
+    (open_attempts,) = connection.execute(_OPEN_ATTEMPTS).fetchone()
+    return Situation(
+        log=meta["log"],
+        last_seq=last_seq,
+        last_at_us=last_at_us,
+        stopped=kind == "ServiceStopped",
+        mark=mark,
+        stale_views=stale_views(meta),
+        open_attempts=open_attempts,
+        now_us=now_us,
+    )
+
+
+def stale_views(meta: dict[str, str]) -> tuple[str, ...]:
+    """The views that this release folds in another way than the one that wrote them, or that are new."""
+    return tuple(name for name, version in VIEW_VERSIONS.items() if meta.get(f"view:{name}") != str(version))

@@ -1,0 +1,276 @@
+"""The writer: one turn is one transaction that judges, numbers, appends, folds and chains what was asked for.
+
+Nothing here waits or knows of threads: `turn` takes requests and gives their answers, or raises the error of
+SQLite that made the whole turn undone. Whoever calls it (the recorder) is the only one who writes the log.
+
+A turn, in order: BEGIN; read every row that the drafts name; judge each draft against the rows as the facts
+before it left them; number what fits; write ids, letters, replies, log rows, views and the commit's hash; COMMIT.
+A request that must be whole and is not leaves no trace: its folds, numbers and rows are taken back.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from events.attempt import AttemptStarted
+from events.fact import OWN, Draft, Entry
+from events.lifecycle import Refusal
+from events.message import ContentErased, MessageAccepted, MessageRejected
+from events.wire import decode_row, encode_data
+
+from .admission import Judge
+from .beside import Beside, LetterRow, Replies, Sealed, secret_name
+from .chain import FORMAT, GENESIS, LogRow, commit_hash
+from .folding import Folding
+from .views.messages import MessageRow
+
+INCOMPLETE = Refusal("another fact of the same request did not fit")
+
+_APPEND = "insert into log values (?, ?, ?, ?, ?, ?, ?)"
+_COMMIT = "insert into commits values (?, ?, ?)"
+_NEW_ID = "insert into ids values (?, ?)"
+_NEW_LETTER = "insert into letters values (?, ?, ?, ?, ?)"
+_NEW_REPLY = "insert or replace into replies values (?, ?, ?, ?)"
+_SEALED = "insert into secrets values (?, ?) on conflict (name) do update set sealed = excluded.sealed"
+_ERASURE = "insert into erasures values (?, ?) on conflict (message) do update set up_to = max(up_to, excluded.up_to)"
+_LETTERS = "select letter, envelope, content, salt from letters where letter in (select value from json_each(?))"
+_HISTORY = "select seq, at_us, kind, version, message, account, data from log where message = ? order by seq"
+_LAST = "select seq, at_us from log order by seq desc limit 1"
+_LAST_HASH = "select hash from commits order by last_seq desc limit 1"
+
+
+class Declined(Struct, frozen=True):
+    """A fact that did not fit: why, judged as of which seq, and the message's row that it was judged by."""
+
+    reason: str
+    seq: int
+    row: MessageRow | None = None
+
+
+class Recorded(Struct, frozen=True):
+    """What became of a request's drafts, in their order; `letters` are those of its AttemptStarted, by position.
+
+    A letter that was erased is None there.
+    """
+
+    answers: tuple[Entry | Declined, ...]
+    letters: Mapping[int, LetterRow | None] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every draft became a fact."""
+        return all(isinstance(answer, Entry) for answer in self.answers)
+
+
+class Request(Struct, frozen=True, eq=False):
+    """Drafts to be recorded together, with what stands beside them, by position."""
+
+    drafts: Sequence[Draft]
+    beside: Mapping[int, Beside]
+    whole: bool = False
+
+
+class TurnResult(Struct, frozen=True):
+    """A turn's answers, its new entries, and the length of their data in bytes."""
+
+    recorded: list[Recorded]
+    entries: tuple[Entry, ...]
+    size: int
+
+
+class _Turn:
+    """What a turn is going to write; lists that `cut` can shorten back to a mark."""
+
+    __slots__ = ("entries", "erasures", "ids", "letters", "replies", "rows", "secrets")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.rows: list[LogRow] = []
+        self.ids: list[tuple[str, int]] = []
+        self.letters: list[tuple[int, int, bytes, bytes, bytes]] = []
+        self.replies: list[tuple[int, int, int, bytes]] = []
+        self.secrets: list[tuple[str, bytes]] = []
+        self.erasures: list[tuple[int, int]] = []
+
+    def _lists(self) -> tuple[list, ...]:  # type: ignore[type-arg]  # they hold different rows
+        return self.entries, self.rows, self.ids, self.letters, self.replies, self.secrets, self.erasures
+
+    def mark(self) -> tuple[int, ...]:
+        return tuple(map(len, self._lists()))
+
+    def cut(self, mark: tuple[int, ...]) -> None:
+        for each, length in zip(self._lists(), mark, strict=True):
+            del each[length:]
+
+
+class Writer:
+    """The one writing connection with its rows in memory. `connection` is in autocommit mode (isolation_level None)."""
+
+    def __init__(self, connection: sqlite3.Connection, now_us: Callable[[], int]) -> None:
+        self.connection = connection
+        self._now_us = now_us
+        self._folding = Folding(connection, self._history)
+        self._judge = Judge(connection, self._folding)
+        self._at_us = 0
+        self._read_end()
+
+    def _read_end(self) -> None:
+        last = self.connection.execute(_LAST).fetchone()
+        self.last_seq, self._last_at_us = last or (0, 0)
+        (self._hash,) = self.connection.execute(_LAST_HASH).fetchone() or (GENESIS,)
+
+    def _history(self, number: int) -> Iterator[Entry]:
+        return map(decode_row, self.connection.execute(_HISTORY, (number,)))
+
+    def turn(self, requests: Sequence[Request]) -> TurnResult:
+        """The answers to the requests, in their order, and the turn's new entries, all of it on disk.
+
+        Raises sqlite3.Error when nothing of it is.
+        """
+        self._begin()
+        try:
+            turn, seq = _Turn(), self.last_seq
+            recorded = self._take_all(requests, turn)
+            recorded = self._with_letters(requests, recorded)
+            digest = self._write(turn)
+            self.connection.execute("commit")
+        except BaseException:
+            self._roll_back()
+            raise
+        if turn.rows:
+            self._hash, self._last_at_us = digest, self._at_us
+        else:
+            self.last_seq = seq
+        return TurnResult(recorded, tuple(turn.entries), sum(len(row[-1]) for row in turn.rows))
+
+    def _begin(self) -> None:
+        self.connection.execute("begin immediate")
+        self._at_us = max(self._last_at_us, self._now_us())
+
+    def _roll_back(self) -> None:
+        # SQLite has rolled back by itself after some errors, a full disk among them.
+        if self.connection.in_transaction:
+            self.connection.execute("rollback")
+        self._folding.forget()
+        self._read_end()
+
+    def _take_all(self, requests: Sequence[Request], turn: _Turn) -> list[Recorded]:
+        self._judge.load([draft for request in requests for draft in request.drafts])
+        return [self._take_whole(request, turn) if request.whole else self._take(request, turn) for request in requests]
+
+    def _take(self, request: Request, turn: _Turn) -> Recorded:
+        beside = request.beside
+        return Recorded(
+            tuple(self._decide(draft, beside.get(index), turn) for index, draft in enumerate(request.drafts))
+        )
+
+    def _take_whole(self, request: Request, turn: _Turn) -> Recorded:
+        seq, mark, folded = self.last_seq, turn.mark(), self._folding.mark()
+        recorded = self._take(request, turn)
+        if recorded.complete:
+            return recorded
+        for message_id, _ in turn.ids[mark[2] :]:
+            self._judge.unlearn(message_id)
+        turn.cut(mark)
+        self._folding.undo(folded)
+        self.last_seq = seq
+        return Recorded(
+            tuple(
+                answer if isinstance(answer, Declined) else Declined(INCOMPLETE, seq) for answer in recorded.answers
+            )
+        )
+
+    def _decide(self, draft: Draft, beside: Beside | None, turn: _Turn) -> Entry | Declined:
+        refusal = self._judge.fits(draft)
+        if refusal is not None:
+            return Declined(refusal, self.last_seq, self._judge.row(draft))
+        entry = self._number(draft)
+        turn.entries.append(entry)
+        fact = entry.fact
+        turn.rows.append(
+            (
+                entry.seq,
+                entry.at_us,
+                type(fact).__name__,
+                fact.VERSION,
+                entry.message,
+                entry.account,
+                encode_data(fact),
+            )
+        )
+        self._set_beside(entry, beside, turn)
+        self._folding.fold(entry)
+        return entry
+
+    def _number(self, draft: Draft) -> Entry:
+        self.last_seq = seq = self.last_seq + 1
+        message = seq if draft.message == OWN else draft.message
+        account = seq if draft.account == OWN else draft.account
+        return Entry(seq, self._at_us, message, account, draft.fact)
+
+    def _set_beside(self, entry: Entry, beside: Beside | None, turn: _Turn) -> None:
+        fact = entry.fact
+        if isinstance(fact, MessageAccepted | MessageRejected):
+            turn.ids.append((fact.id, entry.seq))
+            self._judge.learn(fact.id, entry.seq)
+            self._folding.expect_new("messages", entry.seq)
+        elif isinstance(fact, AttemptStarted):
+            self._folding.expect_new("attempts", entry.seq)
+        elif isinstance(fact, ContentErased):
+            turn.erasures.extend(fact.letters)
+        match beside:
+            case LetterRow(envelope, content, salt):
+                turn.letters.append((entry.seq, entry.message or 0, envelope, content, salt))
+            case Replies(texts):
+                about = entry.message or 0
+                turn.replies.extend((entry.seq, recipient, about, text.encode()) for recipient, text in texts)
+            case Sealed(data):
+                turn.secrets.append((secret_name(entry.account or 0), data))
+
+    def _with_letters(self, requests: Sequence[Request], recorded: list[Recorded]) -> list[Recorded]:
+        """Give each AttemptStarted the letter it is about."""
+        revisions = [
+            answer.fact.revision
+            for each in recorded
+            for answer in each.answers
+            if isinstance(answer, Entry) and isinstance(answer.fact, AttemptStarted)
+        ]
+        if not revisions:
+            return recorded
+        letters = self._letters(revisions)
+        return [_attach(each, letters) for each in recorded]
+
+    def _letters(self, revisions: Iterable[int]) -> dict[int, LetterRow]:
+        wanted = msgspec.json.encode(list(revisions)).decode()
+        return {row[0]: LetterRow(*row[1:]) for row in self.connection.execute(_LETTERS, (wanted,))}
+
+    def _write(self, turn: _Turn) -> bytes:
+        """Write the turn's rows, a statement a table; the commit's hash."""
+        if not turn.rows:
+            return self._hash
+        run = self.connection.executemany
+        run(_APPEND, turn.rows)
+        for statement, rows in (
+            (_NEW_ID, turn.ids),
+            (_NEW_LETTER, turn.letters),
+            (_NEW_REPLY, turn.replies),
+            (_SEALED, turn.secrets),
+            (_ERASURE, turn.erasures),
+        ):
+            if rows:
+                run(statement, rows)
+        self._folding.flush()
+        digest = commit_hash(self._hash, turn.rows)
+        self.connection.execute(_COMMIT, (turn.rows[-1][0], FORMAT, digest))
+        return digest
+
+
+def _attach(recorded: Recorded, letters: Mapping[int, LetterRow]) -> Recorded:
+    started = {
+        index: letters.get(answer.fact.revision)
+        for index, answer in enumerate(recorded.answers)
+        if isinstance(answer, Entry) and isinstance(answer.fact, AttemptStarted)
+    }
+    return Recorded(recorded.answers, started) if started else recorded

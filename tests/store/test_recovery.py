@@ -1,0 +1,200 @@
+"""Every combination of what can be found at a start is walked, and each has exactly one answer."""
+
+from itertools import product
+
+import pytest
+from msgspec.structs import replace
+
+from events.fact import Draft
+from events.schedule import DispatchSuspended
+from events.service import LogRestored, ServiceStopped
+from store.files import Mark
+from store.recovery import (
+    ANY,
+    ASPECTS,
+    CLOCK,
+    CLOCK_AHEAD_US,
+    CLOCK_BEHIND_US,
+    END,
+    EXPIRY_PAUSE_US,
+    MARK,
+    REFOLDED_MAX,
+    VIEWS,
+    Aspect,
+    Situation,
+    decide,
+)
+from store.schema import VIEW_VERSIONS
+from store.surveying import survey
+
+from .building import T0_US, accepted, account_saved, database, record, started, writer
+
+NAMES = {"end": END, "mark": MARK, "views": VIEWS, "clock": CLOCK}
+
+USUAL = Situation(
+    log="a1",
+    last_seq=100,
+    last_at_us=T0_US,
+    stopped=True,
+    mark=Mark("a1", 100),
+    stale_views=(),
+    open_attempts=0,
+    now_us=T0_US + 1,
+)
+
+LOGS = ({"last_seq": 0}, {"last_seq": 100}, {"last_seq": REFOLDED_MAX}, {"last_seq": REFOLDED_MAX + 1})
+MARKS = tuple(
+    {"mark": mark}
+    for mark in (None, Mark("a1", 0), Mark("a1", 99), Mark("a1", 100), Mark("a1", 2 * REFOLDED_MAX), Mark("b2", 7))
+)
+ENDS = ({"stopped": True}, {"stopped": False})
+ATTEMPTS = ({"open_attempts": 0}, {"open_attempts": 3})
+STALE = ({"stale_views": ()}, {"stale_views": ("messages", "totals")})
+CLOCKS = tuple(
+    {"now_us": T0_US + by} for by in (-CLOCK_BEHIND_US - 1, -CLOCK_BEHIND_US, 0, CLOCK_AHEAD_US, CLOCK_AHEAD_US + 1)
+)
+
+EVERY_SITUATION = [
+    replace(USUAL, **{key: value for part in parts for key, value in part.items()})
+    for parts in product(LOGS, MARKS, ENDS, ATTEMPTS, STALE, CLOCKS)
+]
+
+
+def combinations(aspect: Aspect):
+    return product(*aspect.columns.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_combination_has_exactly_one_case(name):
+    aspect = NAMES[name]
+    for words in combinations(aspect):
+        assert len([case for case in aspect.cases if case.matches(words)]) == 1, words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_case_is_some_combination_and_uses_its_columns_words(name):
+    aspect = NAMES[name]
+    for case in aspect.cases:
+        assert any(case.matches(words) for words in combinations(aspect)), case.label
+        for word, known in zip(case.words, aspect.columns.values(), strict=True):
+            assert word == ANY or word in known
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_seen_of_real_situations_is_every_combination_and_no_other(name):
+    aspect = NAMES[name]
+    seen = {aspect.see(situation) for situation in EVERY_SITUATION}
+    possible = set(combinations(aspect))
+    # An empty log cannot be past a mark, as long as nobody writes a negative seq into one.
+    assert possible - seen <= {("empty", "behind")}
+    assert seen <= possible
+
+
+def test_labels_are_told_apart():
+    labels = [case.label for aspect in ASPECTS for case in aspect.cases]
+    assert len(labels) == len(set(labels))
+
+
+def test_every_situation_is_decided_with_one_line_an_eventful_aspect():
+    for situation in EVERY_SITUATION:
+        decision = decide(situation)
+        assert decision.label
+        assert all(line and "\n" not in line and "{" not in line for line in decision.lines)
+        assert len(decision.lines) <= len(ASPECTS)
+
+
+def test_an_uneventful_start_says_nothing_and_decides_nothing():
+    decision = decide(USUAL)
+    assert (decision.label, decision.lines) == ("clean stop", ())
+    assert not (decision.refuse or decision.refold or decision.facts or decision.interrupt or decision.pause_expiry_us)
+
+
+def test_a_first_start_says_nothing():
+    decision = decide(replace(USUAL, last_seq=0, last_at_us=0, stopped=False, mark=None))
+    assert (decision.label, decision.lines) == ("first start", ())
+
+
+def test_a_mark_beyond_the_log_restores_and_suspends():
+    decision = decide(replace(USUAL, last_seq=40))
+    assert decision.restored
+    assert decision.facts == (
+        LogRestored(previous_log="a1", marked_seq=100),
+        DispatchSuspended(by="recovery", restored=True),
+    )
+    assert decision.label == "clean stop, restored"
+    assert "40" in decision.lines[0] and "100" in decision.lines[0]
+
+
+def test_the_mark_of_another_log_restores_where_there_is_mail_to_be_sent_twice():
+    assert decide(replace(USUAL, mark=Mark("b2", 5))).restored
+    begun_anew = decide(replace(USUAL, mark=Mark("b2", 5), last_seq=0))
+    assert not begun_anew.restored and "b2" in begun_anew.lines[0]
+
+
+def test_restored_is_decided_by_the_mark_alone():
+    for situation in EVERY_SITUATION:
+        mark = situation.mark
+        beyond = mark is not None and mark.log == situation.log and mark.seq > situation.last_seq
+        other = mark is not None and mark.log != situation.log and situation.last_seq > 0
+        assert decide(situation).restored == (beyond or other)
+
+
+def test_a_missing_mark_beside_a_log_is_one_warning():
+    decision = decide(replace(USUAL, mark=None))
+    assert not decision.restored and len(decision.lines) == 1 and "mark file is missing" in decision.lines[0]
+
+
+def test_stale_views_are_refolded_up_to_a_size_and_then_refused():
+    for situation in EVERY_SITUATION:
+        decision = decide(situation)
+        stale, long = bool(situation.stale_views), situation.last_seq > REFOLDED_MAX
+        assert (decision.refold, decision.refuse) == (stale and not long, stale and long)
+        if decision.refuse:
+            assert any("letterbook rebuild" in line for line in decision.lines)
+
+
+def test_open_attempts_are_interrupted_however_the_last_run_ended():
+    for stopped in (True, False):
+        decision = decide(replace(USUAL, stopped=stopped, open_attempts=3))
+        assert decision.interrupt and decision.lines == (
+            "3 attempts were under way when the last run ended: whether they arrived is in doubt",
+        )
+
+
+@pytest.mark.parametrize(
+    ("by_us", "paused"),
+    [
+        (-CLOCK_BEHIND_US - 1, True),
+        (-CLOCK_BEHIND_US, False),
+        (0, False),
+        (CLOCK_AHEAD_US, False),
+        (CLOCK_AHEAD_US + 1, True),
+    ],
+)
+def test_a_clock_that_cannot_be_believed_expires_nothing_for_an_hour(by_us, paused):
+    decision = decide(replace(USUAL, now_us=T0_US + by_us))
+    assert decision.pause_expiry_us == (EXPIRY_PAUSE_US if paused else 0)
+    assert bool(decision.lines) == paused
+
+
+def test_an_empty_log_says_nothing_about_the_clock():
+    assert decide(replace(USUAL, last_seq=0, last_at_us=0, mark=None)).pause_expiry_us == 0
+
+
+def test_the_survey_reads_what_is_there():
+    with database() as connection:
+        meta = {"log": "a1"} | {f"view:{name}": str(version) for name, version in VIEW_VERSIONS.items()}
+        connection.executemany("insert into meta values (?, ?)", list(meta.items()))
+        empty = survey(connection, None, 5)
+        assert (empty.log, empty.last_seq, empty.stopped, empty.open_attempts, empty.now_us) == ("a1", 0, False, 0, 5)
+        to = writer(connection)
+        record(to, [account_saved(), accepted("m")])
+        record(to, [started(2)])
+        found = survey(connection, Mark("a1", 3), T0_US)
+        assert (found.last_seq, found.open_attempts, found.stopped) == (3, 1, False)
+        assert found.last_at_us >= T0_US and found.mark == Mark("a1", 3) and found.stale_views == ()
+        record(to, [Draft(ServiceStopped())])
+        connection.execute("update meta set value = '0' where name = 'view:totals'")
+        connection.execute("delete from meta where name = 'view:slots'")
+        stopped = survey(connection, None, T0_US)
+        assert stopped.stopped and set(stopped.stale_views) == {"totals", "slots"}
