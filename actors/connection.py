@@ -14,9 +14,10 @@ checked all the same, and after a failure the relay is connected to once more wi
 
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import Literal
 
 import anyio
@@ -28,7 +29,7 @@ from events.account import TlsMode
 
 from .network import Network
 from .smtp.auth import CLEAR_PREFERENCE, ENCRYPTED_PREFERENCE, encode
-from .smtp.engine import STAGES, Engine, Replied, State
+from .smtp.engine import STAGES, Engine, Event, Replied, State
 from .smtp.reply import TEXT_CHARACTERS_MAX, Reply
 from .smtp.transaction import Delivery, Mail
 
@@ -91,7 +92,7 @@ class _Policy(Struct, frozen=True):
 def _policy(relay: Relay) -> _Policy:
     """Credentials make TLS required and its certificate strict, except on loopback; explicit modes always do."""
     explicit = relay.tls in ("starttls-required", "implicit")
-    guarded = relay.password is not None and not is_loopback(relay.host)
+    guarded = bool(relay.password) and not is_loopback(relay.host)
     implicit = relay.tls == "implicit" or (relay.tls == "auto" and relay.port == IMPLICIT_TLS_PORT)
     return _Policy(
         implicit=implicit,
@@ -123,12 +124,11 @@ async def connect(network: Network, relay: Relay) -> "Connection":
 
 async def _open(network: Network, relay: Relay, policy: _Policy, *, check: bool) -> "Connection":
     connection = Connection(network, relay, await _dial(network, relay))
-    try:
+    with ExitStack() as closing:
+        # Whoever opened the socket closes it, also when cancelled.
+        closing.callback(connection.close_now)
         await connection._establish(policy, check)
-    finally:
-        # Also when cancelled: whoever opened the socket closes it.
-        if not connection.ready:
-            connection.close_now()
+        closing.pop_all()
     return connection
 
 
@@ -158,6 +158,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def _why(error: ssl.SSLCertVerificationError) -> str:
+    """OpenSSL's sentence alone, where the error came from OpenSSL."""
+    return getattr(error, "verify_message", "") or str(error)
+
+
 def _innermost(error: BaseException) -> BaseException:
     return [cause for cause in _causes(error) if not isinstance(cause, BaseExceptionGroup)][-1]
 
@@ -184,9 +189,10 @@ class Connection:
         """Send a mail and say what came of it; afterwards the connection is ready again, or closed."""
         self._engine.start_transaction(mail)
         await self._converse()
-        if not self.ready:
+        delivery = self._engine.delivery()
+        if not delivery.reusable:
             self.close_now()
-        return self._engine.delivery()
+        return delivery
 
     def interrupted(self) -> Delivery:
         """The outcome of a `deliver` that was cancelled, by how far it had come; the connection is closed."""
@@ -239,7 +245,7 @@ class Connection:
         await self._hello()
         if policy.wanted and not self.tls:
             await self._starttls(policy, check)
-        if self._relay.password is not None:
+        if self._relay.password:
             await self._authenticate()
 
     async def _hello(self) -> None:
@@ -278,7 +284,7 @@ class Connection:
         try:
             yield
         except ssl.SSLCertVerificationError as error:
-            raise RelayTrouble("certificate", f"{self._where}: {error.verify_message or error}") from error
+            raise RelayTrouble("certificate", f"{self._where}: {_why(error)}") from error
         except _STREAM_ENDS as error:
             raise RelayTrouble("tls", f"{self._where}: the TLS handshake failed: {error!r}") from error
         except trio.TooSlowError:
@@ -338,12 +344,14 @@ class Connection:
         engine = self._engine
         stage = engine.stage
         while data := engine.take():
-            with trio.move_on_after(stage.timeout_seconds) as deadline, self._stream_errors() as broken:
-                await self._stream.send(data)
-            if deadline.cancelled_caught:
-                engine.lose("timeout")
-            elif broken:
+            try:
+                with trio.move_on_after(stage.timeout_seconds) as deadline:
+                    await self._stream.send(data)
+            except _STREAM_ENDS:
                 await self._last_words()
+            else:
+                if deadline.cancelled_caught:
+                    engine.lose("timeout")
 
     async def _last_words(self) -> None:
         """The write failed, so the connection is over; a reply that arrived before still counts."""
@@ -355,34 +363,25 @@ class Connection:
     async def _receive(self) -> Reply | None:
         """Read until one reply is whole, under the deadline of its stage; several may have come at once."""
         engine = self._engine
-        with trio.move_on_after(engine.stage.timeout_seconds) as deadline:
-            while engine.state is not State.CLOSED:
-                with self._stream_errors() as broken:
-                    events = engine.receive(await self._stream.receive())
-                if broken:
-                    engine.lose("closed")
-                elif events:
-                    replies = [event.reply for event in events if isinstance(event, Replied)]
-                    return replies[-1] if replies else None
-        if deadline.cancelled_caught:
-            engine.lose("timeout")
-        return None
-
-    @contextmanager
-    def _stream_errors(self) -> Iterator[list[str]]:
-        """The ways in which a stream ends, as a list that is empty while it goes on."""
-        broken: list[str] = []
+        events: list[Event] = []
         try:
-            yield broken
-        except _STREAM_ENDS as error:
-            broken.append(type(error).__name__)
+            with trio.move_on_after(engine.stage.timeout_seconds) as deadline:
+                while not events and engine.state is not State.CLOSED:
+                    events = engine.receive(await self._stream.receive())
+        except _STREAM_ENDS:
+            engine.lose("closed")
+        else:
+            if deadline.cancelled_caught:
+                engine.lose("timeout")
+        replies = [event.reply for event in events if isinstance(event, Replied)]
+        return replies[-1] if replies else None
 
 
 _STREAM_ENDS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 """By the peer, by the network, by ourselves; ssl.SSLError is an OSError."""
 
-_REASONS: dict[str, TroubleReason] = {
+_REASONS: Mapping[str, TroubleReason] = MappingProxyType({
     "greeting": "greeting", "ehlo": "ehlo", "helo": "ehlo", "starttls": "starttls", "tls": "tls", "auth": "auth",
     "idle": "ehlo",
-}  # fmt: skip
+})  # fmt: skip
 """The trouble's name by the stage in which the engine met it."""

@@ -11,6 +11,12 @@ RECIPIENTS_PER_ATTEMPT_MAX = 100
 Next = Literal["due", "held", "failed", "done"]
 """What becomes of the message: due again at `due_us`, put aside, ended as failed, or ended as sent."""
 
+DueCause = Literal["retry", "relay", "more"]
+"""Why it is due again: it is tried again, its relay is in trouble, or more recipients have their turn."""
+
+EndCause = Literal["refused", "retries", "in_doubt", "content_missing", "internal"]
+"""Why it failed or is held; `internal` also where an unexpected error made the attempt end as deferred."""
+
 
 class AttemptStarted(Fact):
     """The bytes may go out from now on: on disk before the first of them does."""
@@ -32,8 +38,8 @@ class AttemptEnded(Fact):
     next: Next
     charged: bool = False
     due_us: int | None = None
-    due_cause: str | None = None
-    cause: str | None = None
+    due_cause: DueCause | None = None
+    cause: EndCause | None = None
     retries: int | None = None
     stage: str | None = None
     tls: bool = False
@@ -49,6 +55,6 @@ class AttemptInterrupted(Fact):
     next: Next
     charged: bool = True
     due_us: int | None = None
-    due_cause: str | None = None
-    cause: str | None = None
+    due_cause: DueCause | None = None
+    cause: EndCause | None = None
     retries: int | None = None

@@ -52,9 +52,13 @@ class Address(Struct, frozen=True):
 
 
 # The whole of an ordinary address in one match: this is the path of nearly every recipient.
-_PLAIN = re.compile(r"([A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*)@([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)\Z")
+_PLAIN = re.compile(
+    r"([A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*)@([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)\Z"
+)
 _LOCAL = re.compile(r"(?:[^\x00-\x20\x7f\"(),:;<>@\[\\\]]+|\"(?:[^\x00-\x1f\x7f\"\\]|\\[\x20-\x7e])*\")\Z")
-_DOMAIN = re.compile(r"(?:[^\x00-\x20\x7f\"(),:;<>@\[\\\].]+(?:\.[^\x00-\x20\x7f\"(),:;<>@\[\\\].]+)*|\[[0-9A-Za-z.:]+\])\Z")
+_DOMAIN = re.compile(
+    r"(?:[^\x00-\x20\x7f\"(),:;<>@\[\\\].]+(?:\.[^\x00-\x20\x7f\"(),:;<>@\[\\\].]+)*|\[[0-9A-Za-z.:]+\])\Z"
+)
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 """What may never stand in a header or an address: C0, DEL, C1 and the two Unicode line separators."""
 

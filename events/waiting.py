@@ -74,6 +74,9 @@ class DispatchLike(Protocol):
     def restored(self) -> bool: ...
 
 
+_DUE_REASONS: dict[str, Reason] = {"retry": "retry", "relay": "relay_unreachable"}
+"""Why a message is due later, by the word in the fact that made it so; other words: somebody asked for it."""
+
 NO_FREE_CONNECTION = WaitingFor("no_free_connection")
 
 
@@ -110,5 +113,5 @@ def why(
     if message.state != "waiting":
         return None
     if message.due_us > now_us:
-        return WaitingFor("retry" if message.due_cause == "retry" else "due_later", message.due_us)
+        return WaitingFor(_DUE_REASONS.get(message.due_cause or "", "due_later"), message.due_us)
     return why_account(account, relay, dispatch, now_us, disk_low) or or_else

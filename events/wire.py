@@ -37,9 +37,7 @@ class UnknownKind(ValueError):
     """The log holds a fact that this release does not know: it was written by a newer one."""
 
 
-def decode_data(
-    kind: str, version: int, data: bytes, upcasters: dict[tuple[str, int], Upcaster] = UPCASTERS
-) -> Fact:
+def decode_data(kind: str, version: int, data: bytes, upcasters: dict[tuple[str, int], Upcaster] = UPCASTERS) -> Fact:
     """A stored row's fact, lifted to today's shape. Raises UnknownKind, or msgspec.ValidationError on damage."""
     known = KINDS.get(kind)
     if known is None or version > known.VERSION:

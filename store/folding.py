@@ -20,7 +20,6 @@ from msgspec.structs import astuple
 
 from events.fact import Entry, Fact
 from events.message import MessageRevised, MessageWithdrawn, RetentionPassed
-
 from events.wire import KINDS
 
 from .schema import DERIVED
@@ -45,7 +44,8 @@ def _upsert(view: View[Any]) -> str:
     fields = view.row.__struct_fields__
     updates = ", ".join(f"{name} = excluded.{name}" for name in fields[1:])
     marks = ", ".join("?" * len(fields))
-    return f"insert into {view.name} ({', '.join(fields)}) values ({marks}) on conflict ({view.key}) do update set {updates}"
+    insert = f"insert into {view.name} ({', '.join(fields)}) values ({marks})"
+    return f"{insert} on conflict ({view.key}) do update set {updates}"
 
 
 _UPSERT = {view.name: _upsert(view) for view in ROW_VIEWS}
@@ -53,7 +53,8 @@ _DELETE = {view.name: f"delete from {view.name} where {view.key} = ?" for view i
 _INSERT_MESSAGE = f"insert into messages values ({', '.join('?' * len(MessageRow.__struct_fields__))})"
 
 _ADD_TOTAL = (
-    "insert into totals (account, state, n) values (?, ?, ?) on conflict (account, state) do update set n = n + excluded.n"
+    "insert into totals (account, state, n) values (?, ?, ?)"
+    " on conflict (account, state) do update set n = n + excluded.n"
 )
 _ADD_DUE = (
     "insert into due_minutes (account, minute, n) values (?, ?, ?)"

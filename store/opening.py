@@ -102,7 +102,9 @@ def _transact(connection: sqlite3.Connection, reading: Callable[[sqlite3.Connect
 class Store:
     """What is remembered, seen from outside."""
 
-    def __init__(self, path: Path, log_id: str, clock: Clock, secrets: Secrets, recorder: Recorder, hub: Hub, readers: Readers) -> None:
+    def __init__(
+        self, path: Path, log_id: str, clock: Clock, secrets: Secrets, recorder: Recorder, hub: Hub, readers: Readers
+    ) -> None:
         self.path = path
         self.log_id = log_id
         self.clock = clock
@@ -147,6 +149,11 @@ class OpeningError(Exception):
     """The store cannot be opened as it is; the text is one line that says what to do."""
 
 
+def _is_there(path: Path) -> bool:
+    """SQLite makes an empty file before the first table: that is no log yet."""
+    return path.exists() and path.stat().st_size > 0
+
+
 @asynccontextmanager
 async def open_store(
     path: Path,
@@ -164,7 +171,7 @@ async def open_store(
     inline, for virtual time.
     """
     with ExitStack() as stack:
-        log_exists = path.exists() and path.stat().st_size > 0
+        log_exists = _is_there(path)
         stack.enter_context(hold_lock(path))
         secrets = Secrets(read_or_make_key(key_file, log_exists, entropy), entropy)
         connection = connect(path)

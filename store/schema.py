@@ -14,7 +14,6 @@ from sqlite_utils import Database, Migrations
 
 from .views import ROW_VIEWS
 from .views.counts import DueMinuteRow, ResultRow, SlotRow, TotalRow
-from .views.messages import MessageRow
 
 DERIVED: dict[str, tuple[type[Struct], tuple[str, ...], int]] = {
     "totals": (TotalRow, ("account", "state"), 1),
@@ -139,6 +138,3 @@ def _statements(script: str) -> list[str]:
             statements.append(current)
             current = ""
     return statements
-
-
-__all__ = ["DERIVED", "VIEW_TABLES", "VIEW_VERSIONS", "MessageRow", "columns_of", "create_views", "drop_views", "migrate"]

@@ -49,14 +49,18 @@ class Declined(Struct, frozen=True):
     row: MessageRow | None = None
 
 
-class Recorded(Struct, frozen=True):
-    """What became of a request's drafts, in their order; `letters` are those of its AttemptStarted, by position.
+class Started(Struct, frozen=True):
+    """What a sender needs for an attempt that may begin: the message's row and its letter, None if that was erased."""
 
-    A letter that was erased is None there.
-    """
+    row: MessageRow
+    letter: LetterRow | None
+
+
+class Recorded(Struct, frozen=True):
+    """What became of a request's drafts, in their order; `started` is for its AttemptStarted, by position."""
 
     answers: tuple[Entry | Declined, ...]
-    letters: Mapping[int, LetterRow | None] = {}
+    started: Mapping[int, Started] = {}
 
     @property
     def complete(self) -> bool:
@@ -114,6 +118,9 @@ class Writer:
         self._folding = Folding(connection, self._history)
         self._judge = Judge(connection, self._folding)
         self._at_us = 0
+        self.last_seq = 0
+        self._last_at_us = 0
+        self._hash = GENESIS
         self._read_end()
 
     def _read_end(self) -> None:
@@ -177,9 +184,7 @@ class Writer:
         self._folding.undo(folded)
         self.last_seq = seq
         return Recorded(
-            tuple(
-                answer if isinstance(answer, Declined) else Declined(INCOMPLETE, seq) for answer in recorded.answers
-            )
+            tuple(answer if isinstance(answer, Declined) else Declined(INCOMPLETE, seq) for answer in recorded.answers)
         )
 
     def _decide(self, draft: Draft, beside: Beside | None, turn: _Turn) -> Entry | Declined:
@@ -230,7 +235,7 @@ class Writer:
                 turn.secrets.append((secret_name(entry.account or 0), data))
 
     def _with_letters(self, requests: Sequence[Request], recorded: list[Recorded]) -> list[Recorded]:
-        """Give each AttemptStarted the letter it is about."""
+        """Give each AttemptStarted the row and the letter it is about."""
         revisions = [
             answer.fact.revision
             for each in recorded
@@ -240,11 +245,20 @@ class Writer:
         if not revisions:
             return recorded
         letters = self._letters(revisions)
-        return [_attach(each, letters) for each in recorded]
+        return [self._attach(each, letters) for each in recorded]
 
     def _letters(self, revisions: Iterable[int]) -> dict[int, LetterRow]:
         wanted = msgspec.json.encode(list(revisions)).decode()
         return {row[0]: LetterRow(*row[1:]) for row in self.connection.execute(_LETTERS, (wanted,))}
+
+    def _attach(self, recorded: Recorded, letters: Mapping[int, LetterRow]) -> Recorded:
+        started = {}
+        for index, answer in enumerate(recorded.answers):
+            if isinstance(answer, Entry) and isinstance(answer.fact, AttemptStarted):
+                row = self._folding.message(answer.message or 0)
+                assert row is not None, "an attempt was admitted for a message without a row"
+                started[index] = Started(row, letters.get(answer.fact.revision))
+        return Recorded(recorded.answers, started) if started else recorded
 
     def _write(self, turn: _Turn) -> bytes:
         """Write the turn's rows, a statement a table; the commit's hash."""
@@ -265,12 +279,3 @@ class Writer:
         digest = commit_hash(self._hash, turn.rows)
         self.connection.execute(_COMMIT, (turn.rows[-1][0], FORMAT, digest))
         return digest
-
-
-def _attach(recorded: Recorded, letters: Mapping[int, LetterRow]) -> Recorded:
-    started = {
-        index: letters.get(answer.fact.revision)
-        for index, answer in enumerate(recorded.answers)
-        if isinstance(answer, Entry) and isinstance(answer.fact, AttemptStarted)
-    }
-    return Recorded(recorded.answers, started) if started else recorded

@@ -6,6 +6,7 @@ import idna
 
 # Whatever could end the path early or start another command; a quoted local part may hold spaces and brackets.
 _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SENDABLE = re.compile(r"[!-;=?-~]*")
 _UNQUOTED_UNSENDABLE = re.compile(r"[ <>]")
 
 
@@ -37,6 +38,8 @@ def ascii_address(address: str) -> str | None:
 
 def can_stand_in_a_path(address: str) -> bool:
     """Whether `<address>` is one path and nothing else: what parse_address refuses must not get past us either."""
+    if _SENDABLE.fullmatch(address):
+        return True
     if _UNSENDABLE.search(address):
         return False
     quoted = address.startswith('"') and '"@' in address

@@ -60,8 +60,8 @@ ENCODED_WORD_CHARACTERS_MAX = 75
 ENCODED_LINE_CHARACTERS = 76
 """RFC 2045 section 6.8, for base64 and for quoted-printable."""
 
-HEADER_NAME_CHARACTERS_MAX = 76
-"""A longer one would leave no room for a folded value; the longest registered name has 39."""
+HEADER_NAME_CHARACTERS_MAX = 200
+"""The longest registered name has 39; five times that still leaves room for a value within 998 octets."""
 
 PARAMETER_CHARACTERS_MAX = 60
 """A file name beyond it is split into sections (RFC 2231 section 3), so that its lines stay within 78."""
@@ -208,7 +208,8 @@ def _mailbox(text: str) -> tuple[str, str]:
 def _id(name: str, value: str) -> str:
     """An identifier in angle brackets (RFC 5322 section 3.6.4); it may not hold what would break it."""
     bare = value.strip().removeprefix("<").removesuffix(">")
-    if not _ID.fullmatch(bare) or len(bare) > LINE_OCTETS_MAX - HEADER_NAME_CHARACTERS_MAX:
+    bare = ascii_address(bare) or bare
+    if not _ID.fullmatch(bare) or len(name) + len(bare) + len(": <>") > LINE_OCTETS_MAX:
         raise ComposeError(f"the {name} is not an identifier: one word of ASCII without < and >")
     return f"{name}: <{bare}>\r\n"
 
@@ -308,7 +309,7 @@ def _related(html: bytes, seed: str | bytes, inline: Iterable[Attachment]) -> by
 
 def _multipart(kind: str, seed: str | bytes, parts: tuple[bytes, ...], parameters: str = "") -> Iterator[bytes]:
     boundary = _boundary(kind, seed, parts)
-    head = f"Content-Type: multipart/{kind}{parameters};\r\n boundary=\"{boundary}\"\r\n\r\n"
+    head = f'Content-Type: multipart/{kind}{parameters};\r\n boundary="{boundary}"\r\n\r\n'
     yield head.encode()
     for part in parts:
         yield f"--{boundary}\r\n".encode()

@@ -100,6 +100,9 @@ STAGES: Mapping[str, Stage] = MappingProxyType({row.name: row for row in _STAGE_
 class State(Enum):
     """Where the conversation stands."""
 
+    # Members are compared by identity; Enum's own hash is Python code, and every move looks two members up.
+    __hash__ = object.__hash__
+
     CONNECTED = "the greeting is awaited"
     GREETED = "EHLO is due"
     HELLO = "EHLO or HELO is under way"
@@ -117,6 +120,8 @@ class State(Enum):
 
 class Move(Enum):
     """What can change the state: first what we do, then what the relay does."""
+
+    __hash__ = object.__hash__
 
     HELLO = "we say EHLO"
     SECURE = "we ask for STARTTLS"
@@ -158,9 +163,7 @@ IN_TRANSACTION = frozenset({State.ENVELOPE, State.CONTENT, State.FINAL})
 """Where a break is the mail's affair. A lone dot is not: every recipient has his verdict by then."""
 
 # The stage in which we are while no reply is awaited.
-_RESTING: Mapping[State, Stage] = MappingProxyType(
-    {State.SECURING: STAGES["tls"], State.CONTENT: STAGES["content"]}
-)
+_RESTING: Mapping[State, Stage] = MappingProxyType({State.SECURING: STAGES["tls"], State.CONTENT: STAGES["content"]})
 
 LOSSES: Mapping[str, str] = MappingProxyType({
     "closed": "the relay closed the connection",

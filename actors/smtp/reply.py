@@ -5,7 +5,6 @@ most one unfinished line and one unfinished reply, both bounded, so that no rela
 """
 
 import re
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -21,7 +20,8 @@ REPLY_OCTETS_MAX = 32_768
 TEXT_CHARACTERS_MAX = 500
 """What is kept of a reply's words: enough for a sentence and a link, and a thousand of them stay small."""
 
-_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+# A whole line; a bare LF ends it too, since some relays behind proxies send nothing else.
+_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\n]{0,%d})|\r)?\n" % (LINE_OCTETS_MAX - 4))
 # RFC 3463 section 2: class, subject, detail; the class stands for success, transient or permanent.
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z)")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -42,29 +42,35 @@ class Reply(Struct, frozen=True):
         """The lines as text that is safe to show and to log."""
         return [_UNPRINTABLE.sub(" ", line.decode("utf-8", "replace")).strip() for line in self.lines]
 
-    @property
-    def enhanced(self) -> str | None:
-        """The enhanced code at the very beginning, if its class agrees with the reply's code (RFC 2034 section 4)."""
-        found = _ENHANCED.match(self.words[0])
-        return found[1] if found and found[1][0] == str(self.code)[0] else None
+    def read(self) -> tuple[str | None, str]:
+        """The enhanced code, and the words without it.
+
+        It stands at the very beginning, its class agrees with the reply's code (RFC 2034 section 4), and each line
+        may repeat it.
+        """
+        words = self.words
+        found = _ENHANCED.match(words[0])
+        enhanced = found[1] if found and int(found[1][0]) == self.code // 100 else None
+        if enhanced:
+            words = [line.removeprefix(enhanced).lstrip() for line in words]
+        return enhanced, " ".join(filter(None, words))
 
     @property
-    def message(self) -> str:
-        """The words alone: without the code, and without the enhanced code that each line may repeat."""
-        prefix = self.enhanced or ""
-        return " ".join(filter(None, (line.removeprefix(prefix).strip() for line in self.words)))
+    def enhanced(self) -> str | None:
+        return self.read()[0]
 
     @property
     def text(self) -> str:
         """The whole reply in one line, code first: `550 5.1.1 no such user`."""
-        return " ".join(filter(None, (str(self.code), self.enhanced, self.message)))[:TEXT_CHARACTERS_MAX]
+        return " ".join(filter(None, (str(self.code), *self.read())))[:TEXT_CHARACTERS_MAX]
 
 
 class ReplyReader:
     """Bytes in by `push`, whole replies out by `pull`; both raise nothing but GarbageError."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = b""
+        self._at = 0
         self._lines: list[bytes] = []
         self._octets = 0
         self._code = b""
@@ -72,39 +78,31 @@ class ReplyReader:
     @property
     def pending(self) -> bool:
         """Whether bytes beyond the last whole reply have come already."""
-        return bool(self._buffer or self._lines)
+        return self._at < len(self._buffer) or bool(self._lines)
 
     def push(self, data: bytes) -> None:
-        self._buffer += data
+        self._buffer = self._buffer[self._at :] + data
+        self._at = 0
 
     def pull(self) -> Reply | None:
         """The next whole reply, or None until more bytes have come."""
-        while (line := self._next_line()) is not None:
-            parts = _parse_line(line)
-            self._keep(parts, len(line))
-            if not parts.more:
+        while found := _LINE.match(self._buffer, self._at):
+            self._at = found.end()
+            code, sign, words = found.groups(b"")
+            self._keep(code, words.removesuffix(b"\r"))
+            if sign != b"-":
                 return self._finish()
+        self._refuse_garbage()
         return None
 
-    def _next_line(self) -> bytes | None:
-        """Cut one line off; a bare LF ends it too, since some relays behind proxies send nothing else."""
-        end = self._buffer.find(b"\n")
-        if max(end, len(self._buffer) if end < 0 else 0) > LINE_OCTETS_MAX:
-            raise GarbageError(f"a line is longer than {LINE_OCTETS_MAX} octets")
-        if end < 0:
-            return None
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        return line.removesuffix(b"\r")
-
-    def _keep(self, parts: "_Parts", octets: int) -> None:
-        self._octets += octets
-        if len(self._lines) >= REPLY_LINES_MAX or self._octets > REPLY_OCTETS_MAX:
-            raise GarbageError(f"a reply is longer than {REPLY_LINES_MAX} lines or {REPLY_OCTETS_MAX} octets")
-        if self._lines and parts.code != self._code:
+    def _keep(self, code: bytes, words: bytes) -> None:
+        if self._lines and code != self._code:
             raise GarbageError("the lines of a reply have different codes")
-        self._code = parts.code
-        self._lines.append(parts.words)
+        self._code = code
+        self._lines.append(words)
+        self._octets += len(words)
+        if len(self._lines) > REPLY_LINES_MAX or self._octets > REPLY_OCTETS_MAX:
+            raise GarbageError(f"a reply is longer than {REPLY_LINES_MAX} lines or {REPLY_OCTETS_MAX} octets")
 
     def _finish(self) -> Reply:
         reply = Reply(int(self._code), tuple(self._lines))
@@ -112,16 +110,11 @@ class ReplyReader:
         self._octets = 0
         return reply
 
-
-class _Parts(NamedTuple):
-    code: bytes
-    more: bool
-    words: bytes
-
-
-def _parse_line(line: bytes) -> _Parts:
-    found = _LINE.fullmatch(line)
-    if not found:
-        shown = _UNPRINTABLE.sub(" ", line[:80].decode("utf-8", "replace"))
-        raise GarbageError(f"not an SMTP reply: {shown!r}")
-    return _Parts(found[1], found[2] == b"-", found[3] or b"")
+    def _refuse_garbage(self) -> None:
+        """What is left is the beginning of a line that may still become one, or it never will."""
+        line, end, _ = self._buffer[self._at :].partition(b"\n")
+        if len(line) > LINE_OCTETS_MAX:
+            raise GarbageError(f"a line is longer than {LINE_OCTETS_MAX} octets")
+        if end:
+            shown = _UNPRINTABLE.sub(" ", line[:80].decode("utf-8", "replace"))
+            raise GarbageError(f"not an SMTP reply: {shown!r}")

@@ -140,10 +140,11 @@ class Transaction:
 
     def delivery(self, *, reusable: bool) -> Delivery:
         outcomes, replies, scopes, stages = [], [], [], []
+        taken = self._taken()
         for position, (index, _) in enumerate(self._recipients):
             stage, reply = self._deciding(position)
-            if reply is not None and reply.code < 400:
-                outcomes.append(Outcome(index, "delivered", reply.code, reply.enhanced, queue_id(reply.message)))
+            if taken and reply is taken[0]:
+                outcomes.append(Outcome(index, "delivered", *taken[1:]))
                 continue
             verdict = self._verdict(stage, reply)
             code, enhanced, text = self._said(reply)
@@ -151,8 +152,18 @@ class Transaction:
             replies.append((index, text))
             scopes.append(verdict.scope)
             stages.append(stage)
-        first = min(stages, key=STAGE_ORDER.index, default="final")
-        return Delivery(tuple(outcomes), tuple(replies), widest(scopes), first, self.mail_accepted, reusable)
+        first, scope = min(stages, key=STAGE_ORDER.index, default="final"), widest(scopes)
+        # A session in which the relay itself is in trouble (530, RSET refused) has no second mail in it.
+        reusable = reusable and scope != "relay"
+        return Delivery(tuple(outcomes), tuple(replies), scope, first, self.mail_accepted, reusable)
+
+    def _taken(self) -> tuple[Reply, int, str | None, str | None] | None:
+        """The reply by which the relay took the mail, read once for all recipients: code, enhanced code, queue id."""
+        reply = self._last[1] if self._last else None
+        if reply is None or reply.code >= 400:
+            return None
+        enhanced, words = reply.read()
+        return reply, reply.code, enhanced, queue_id(words)
 
     def _deciding(self, position: int) -> tuple[str, Reply | None]:
         """The stage and reply that decide for a recipient: the first failure, else the last word, else the loss."""

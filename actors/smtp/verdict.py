@@ -47,7 +47,7 @@ NEVER_MESSAGE = Verdict("refused", "message", "the message fails for these recip
 NEVER_RECIPIENT = Verdict("refused", "recipient", "this recipient fails, the others go on")
 DOUBT = Verdict("in_doubt", "relay", "the connection ends, nobody can know whether the relay has the message")
 
-SESSION = ("greeting", "ehlo", "starttls", "tls", "auth", "rset")
+SESSION = ("greeting", "ehlo", "helo", "starttls", "tls", "auth", "rset")
 
 TABLE: tuple[Row, ...] = (
     Row(("421",), CLOSING, "RFC 5321 section 3.8: the service closes, whatever was asked"),

@@ -1,5 +1,7 @@
 """Every view there is. All of them are folds of the log alone and can be dropped and refolded."""
 
+from typing import Any
+
 from .accounts import ACCOUNTS, RELAYS
 from .attempts import ATTEMPTS
 from .dispatch import DISPATCH
@@ -7,5 +9,17 @@ from .messages import MESSAGES
 from .reports import CURSORS, REPORTED_AT, TOKENS
 from .rows import View
 
-ROW_VIEWS: tuple[View, ...] = (MESSAGES, ATTEMPTS, ACCOUNTS, RELAYS, DISPATCH, CURSORS, REPORTED_AT, TOKENS)
+ROW_VIEWS: tuple[View[Any], ...] = (MESSAGES, ATTEMPTS, ACCOUNTS, RELAYS, DISPATCH, CURSORS, REPORTED_AT, TOKENS)
 """Views folded row by row; the derived ones (totals, due_minutes, slots, results) are in `counts`."""
+
+__all__ = [
+    "ACCOUNTS",
+    "ATTEMPTS",
+    "CURSORS",
+    "DISPATCH",
+    "MESSAGES",
+    "RELAYS",
+    "REPORTED_AT",
+    "ROW_VIEWS",
+    "TOKENS",
+]

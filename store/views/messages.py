@@ -45,7 +45,7 @@ REACHED = frozenset({"delivered", "in_doubt"})
 """Recipients who have the message, or may have it: the same id sent again passes them by."""
 
 _encode = msgspec.json.encode
-_decode_states = msgspec.json.Decoder(tuple[RecipientState, ...]).decode
+decode_states = msgspec.json.Decoder(tuple[RecipientState, ...]).decode
 _decode_reached = msgspec.json.Decoder(dict[str, RecipientState]).decode
 
 
@@ -88,7 +88,7 @@ class MessageRow(Struct, frozen=True):
     def states(self) -> tuple[RecipientState, ...]:
         """Every recipient's state, in the order of the envelope."""
         if self.recipients:
-            return _decode_states(self.recipients)
+            return decode_states(self.recipients)
         return (OPEN_RECIPIENT,) * len(self.digests.split())
 
     def reached_digests(self) -> dict[str, RecipientState]:
@@ -98,13 +98,6 @@ class MessageRow(Struct, frozen=True):
             if state.status in REACHED:
                 reached[digest] = state
         return reached
-
-
-def retriable(row: MessageRow) -> tuple[int, ...]:
-    """The indexes of the recipients whom the next attempt is for."""
-    if not row.recipients:
-        return ALL_OF[count] if (count := row.digests.count(" ") + 1) < len(ALL_OF) else tuple(range(count))
-    return tuple(index for index, state in enumerate(row.states()) if state.status in RETRIABLE)
 
 
 ALL_OF = tuple(tuple(range(count)) for count in range(8))
@@ -205,7 +198,8 @@ def _after(row: MessageRow, state: State, entry: Entry) -> MessageRow:
             return replace(row, state=state, cause=fact.cause, detail=detail, updated_us=at_us)
         case DoubtResolved() as fact:
             due_us = at_us if fact.due_us is None else fact.due_us
-            return replace(row, state=state, cause=f"resolved_{fact.resolution}", due_us=due_us, doubts=0, updated_us=at_us)
+            cause = f"resolved_{fact.resolution}"
+            return replace(row, state=state, cause=cause, due_us=due_us, doubts=0, updated_us=at_us)
     return row
 
 
@@ -226,7 +220,7 @@ def _ended(row: MessageRow, state: State, entry: Entry, fact: AttemptEnded | Att
         recipients=_encode(states).decode(),
         attempts=row.attempts + 1,
         retries=row.retries + fact.charged,
-        uncharged=0 if fact.charged else row.uncharged + 1,
+        uncharged=row.uncharged + 1 if fact.due_cause == "relay" else 0,
         doubts=row.doubts + any(outcome.status == "in_doubt" for outcome in fact.outcomes),
         faults=row.faults + (fact.cause == "internal"),
         due_us=row.due_us if fact.due_us is None else fact.due_us,
@@ -275,7 +269,8 @@ def _finished(row: MessageRow, entry: Entry) -> MessageRow:
         return row
     recipients = row.recipients
     if row.state == "sent" and isinstance(entry.fact, DoubtResolved):
-        states = [RecipientState("delivered", None, None, None, entry.seq) if s.status in RETRIABLE else s for s in row.states()]
+        delivered = RecipientState("delivered", ended=entry.seq)
+        states = [delivered if s.status in RETRIABLE else s for s in row.states()]
         recipients = _encode(states).decode()
     elif row.state != "sent" and (word := _LAST_WORD.get(row.cause or "")):
         states = [replace(s, status=word) if s.status in ("open", "deferred") else s for s in row.states()]

@@ -1,0 +1,516 @@
+"""The scheduler: what may go now, and in which order. How it works:
+
+For each account and priority there is a *window*: the first WINDOW_MAX waiting messages by (due, number), folded
+from the log. A window is *complete* when nothing waits beyond its last message; otherwise what comes in beyond the
+last is not kept, and a refill reads the window anew from the view. A refill is as of some seq: facts up to that seq
+say nothing new to that window and are passed over, and what was folded beyond it while the read was under way (the
+journal) is done to the new window again. Memory is bounded by accounts, not by messages, and an immediate arrival
+always finds a place in the window of its own priority.
+
+Which messages are out is known apart from the windows: `offered` until a sender has them or they are released,
+`granted` until their attempt has begun, `flying` until it has ended. Such a message is passed by, whatever a window
+says. What a window shows may be stale by a few facts; then admission refuses the start, the number
+comes back by `release` with the seq at which it was judged, and nothing of that account is offered before the
+follower has passed that seq.
+
+`plan` gives candidates: priority immediate first over all accounts, then round robin over the accounts, `batch_size`
+messages a turn. An account has a turn only while it has credit: connected senders that wait, less what is offered.
+One without credit is *hungry*, and the next sender of it that is ready wakes the loop. An account is passed by
+exactly where `events.waiting` gives a reason, and while it is *blocked*: the rate limiter refused one of its
+messages, so nothing more of it is offered until the moment that came with the refusal, the end of one of its
+attempts, or new limits. A refusal leaves the order alone, so nobody is overtaken.
+
+`plan` also says what is wanted: for each account how many connections could be used now. The sender pool opens them.
+Everything here is synchronous and touches nothing; `actors/delivery.py` is the loop around it.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from msgspec import Struct
+
+from events.account import AccountResumed, AccountSaved, AccountThrottled, RelayReached, RelayUnreachable
+from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
+from events.fact import Entry
+from events.message import (
+    DoubtResolved,
+    MessageAccepted,
+    MessageFailed,
+    MessageHeld,
+    MessageRevised,
+    MessageWithdrawn,
+)
+from events.schedule import DispatchActivated
+from events.waiting import why_account
+from store.dispatching import QueueRow, UnitState, first_recipients
+from store.views import ACCOUNTS, DISPATCH, RELAYS
+from store.views.accounts import AccountRow, RelayRow
+from store.views.dispatch import ACTIVE, DispatchRow
+from store.views.messages import RETRIABLE
+
+WINDOW_MAX = 100
+"""Messages kept an account and priority: three times the connections there are, so a refill is rarely waited for."""
+
+REFILL_BELOW = 40
+"""A window that is incomplete is read again when fewer are left: what is left lasts while the read is under way."""
+
+_OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable)
+"""Facts after which mail may go that could not before, or a relay needs a probe."""
+
+PRIORITIES = range(4)
+IMMEDIATE = 0
+
+
+class Candidate(Struct, frozen=True):
+    """A message that may go now; `recipients` are those of the attempt, `more` whether others are open too."""
+
+    number: int
+    account: int
+    priority: int
+    revision: int
+    recipients: tuple[int, ...]
+    more: bool = False
+
+
+class Wanted(Struct, frozen=True):
+    """How many connections an account could use now, and whether for mail of priority immediate."""
+
+    connections: int
+    immediate: bool
+
+
+class Plan(Struct, frozen=True):
+    """What to offer, what is wanted, which windows (account, priority) to refill, and when time alone may change it."""
+
+    candidates: tuple[Candidate, ...]
+    demand: dict[int, Wanted]
+    refills: tuple[tuple[int, int], ...]
+    wake_us: int | None
+
+
+class _Window:
+    """The first waiting messages of one account and priority, in order, as of `as_of` or later."""
+
+    __slots__ = ("as_of", "complete", "items", "order", "refilling", "stale")
+
+    def __init__(self, complete: bool, as_of: int) -> None:
+        self.order: list[tuple[int, int]] = []
+        self.items: dict[int, QueueRow] = {}
+        self.complete = complete
+        self.as_of = as_of
+        self.stale = False
+        self.refilling = False
+
+    @property
+    def wants_refill(self) -> bool:
+        return not self.refilling and (self.stale or (not self.complete and len(self.order) < REFILL_BELOW))
+
+    def add(self, item: QueueRow) -> int | None:
+        """Put a message in its place; returns the number that has no room, which may be its own."""
+        key = (item.due_us, item.number)
+        if not self.complete and (not self.order or key > self.order[-1]):
+            # Nobody knows what lies between the window's last and this one.
+            return item.number
+        insort(self.order, key)
+        self.items[item.number] = item
+        if len(self.order) <= WINDOW_MAX:
+            return None
+        _, number = self.order.pop()
+        del self.items[number]
+        self.complete = False
+        return number
+
+    def remove(self, number: int) -> None:
+        item = self.items.pop(number)
+        del self.order[bisect_left(self.order, (item.due_us, number))]
+
+    def replace(self, rows: Iterable[QueueRow], as_of: int) -> None:
+        self.items = {row.number: row for row in rows}
+        self.order = [(row.due_us, row.number) for row in self.items.values()]
+        self.complete = len(self.order) < WINDOW_MAX
+        self.as_of = as_of
+        self.stale = self.refilling = False
+
+
+class _Account:
+    """An account's windows, how much of it is offered or busy, and what keeps it from being offered."""
+
+    __slots__ = ("barrier", "blocked", "blocked_until_us", "busy", "offered", "row", "windows")
+
+    def __init__(self, row: AccountRow, complete: bool, as_of: int) -> None:
+        self.row = row
+        self.windows = tuple(_Window(complete, as_of) for _ in PRIORITIES)
+        self.offered = 0
+        self.busy = 0
+        self.barrier = 0
+        self.blocked = False
+        self.blocked_until_us: int | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not any(window.order or window.stale or not window.complete for window in self.windows)
+
+
+Heads = Iterator[tuple[int, QueueRow]]
+"""(priority, message) in the order in which an account's mail goes."""
+
+Offer = tuple[int, int, Heads, Heads]
+"""An account, its credit, its immediate mail and its other mail."""
+
+
+class _Insert(Struct, frozen=True):
+    seq: int
+    account: int
+    priority: int
+    item: QueueRow
+
+
+class _Leave(Struct, frozen=True):
+    seq: int
+    number: int
+
+
+class Scheduler:
+    """See the module's text. Moments are microseconds of the wall clock."""
+
+    def __init__(self, batch_size: int = 1) -> None:
+        self._batch_size = batch_size
+        self._accounts: dict[int, _Account] = {}
+        self._relays: dict[str, RelayRow] = {}
+        self._dispatch: DispatchRow = ACTIVE
+        self._where: dict[int, _Window] = {}
+        self._out: dict[int, Candidate] = {}
+        self._granted: set[int] = set()
+        self._flying: dict[int, Candidate] = {}
+        self._marked: set[int] = set()
+        self._hungry: set[int] = set()
+        self._stirred = True
+        self._rest_until_us = 0
+        self._journal: list[_Insert | _Leave] = []
+        self._refilling = 0
+        self._turn = 0
+        self.position = 0
+
+    # What the views say
+
+    def start(self, state: UnitState) -> None:
+        """Begin from what the views say as of a seq; the windows of accounts with waiting mail ask to be refilled."""
+        self.position = state.seq
+        self._dispatch = state.dispatch
+        self._relays = {row.key: row for row in state.relays}
+        for row in state.accounts:
+            self._accounts[row.number] = _Account(row, row.number not in state.waiting, state.seq)
+
+    def account(self, number: int) -> AccountRow | None:
+        known = self._accounts.get(number)
+        return known.row if known else None
+
+    def relay(self, key: str) -> RelayRow | None:
+        """The relay's row, while it is known unreachable."""
+        return self._relays.get(key)
+
+    def fold(self, entry: Entry) -> None:
+        """Follow a fact."""
+        self.position = entry.seq
+        fact = entry.fact
+        match fact:
+            case MessageAccepted():
+                self._stirred = True
+                self._arrived(entry, fact, len(fact.recipients), None)
+            case MessageRevised():
+                self._stirred = True
+                self._leave(_Leave(entry.seq, entry.message or 0))
+                self._arrived(entry, fact, len(fact.reach), fact.reach)
+            case AttemptStarted():
+                self._started(entry)
+            case AttemptEnded() | AttemptInterrupted():
+                self._ended(entry, fact)
+            case MessageWithdrawn() | MessageHeld() | MessageFailed():
+                self._leave(_Leave(entry.seq, entry.message or 0))
+                if entry.message in self._flying:
+                    self._marked.add(entry.message)
+            case DoubtResolved() if fact.resolution == "resend" and entry.account in self._accounts:
+                # Its priority and its open recipients stand in the view alone.
+                self._stirred = True
+                for window in self._accounts[entry.account].windows:
+                    window.stale = True
+            case _:
+                self._fold_rows(entry)
+
+    def _fold_rows(self, entry: Entry) -> None:
+        kind = type(entry.fact)
+        self._stirred |= kind in _OPENING
+        if kind in ACCOUNTS.facts and entry.account is not None:
+            self._fold_account(entry, entry.account)
+        elif kind in RELAYS.facts:
+            for key in map(str, RELAYS.keys(entry)):
+                if row := RELAYS.evolve(self._relays.get(key), entry):
+                    self._relays[key] = row
+                else:
+                    self._relays.pop(key, None)
+        elif kind in DISPATCH.facts:
+            self._dispatch = DISPATCH.evolve(self._dispatch, entry) or ACTIVE
+
+    def _fold_account(self, entry: Entry, number: int) -> None:
+        known = self._accounts.get(number)
+        row = ACCOUNTS.evolve(known.row if known else None, entry)
+        if row is None:
+            return
+        if known is None:
+            self._accounts[number] = _Account(row, True, entry.seq)
+            return
+        known.row = row
+        if not isinstance(entry.fact, AccountThrottled):
+            known.blocked = False
+
+    # Windows
+
+    def _arrived(
+        self, entry: Entry, fact: MessageAccepted | MessageRevised, count: int, reach: tuple[int, ...] | None
+    ) -> None:
+        number = entry.message or entry.seq
+        recipients, more = first_recipients(count, reach)
+        item = QueueRow(number, fact.due_us, entry.seq, recipients, more)
+        self._insert(_Insert(entry.seq, entry.account or 0, fact.priority, item))
+
+    def _insert(self, insert: _Insert) -> None:
+        known = self._accounts.get(insert.account)
+        if known is None:
+            return
+        if self._refilling:
+            self._journal.append(insert)
+        window = known.windows[insert.priority]
+        if insert.seq > window.as_of:
+            self._put(window, insert.item)
+
+    def _put(self, window: _Window, item: QueueRow) -> None:
+        self._take_out(item.number)
+        self._where[item.number] = window
+        if (gone := window.add(item)) is not None:
+            del self._where[gone]
+
+    def _leave(self, leave: _Leave) -> None:
+        """A message is waiting no more, or not as it was."""
+        if self._refilling:
+            self._journal.append(leave)
+        window = self._where.get(leave.number)
+        if window and leave.seq > window.as_of:
+            self._take_out(leave.number)
+
+    def _take_out(self, number: int) -> None:
+        if window := self._where.pop(number, None):
+            window.remove(number)
+
+    def _started(self, entry: Entry) -> None:
+        number = entry.message or 0
+        self._leave(_Leave(entry.seq, number))
+        if candidate := self._out.pop(number, None):
+            if number in self._granted:
+                self._granted.discard(number)
+            else:
+                self.granted(number, candidate)
+            self._flying[number] = candidate
+
+    def _ended(self, entry: Entry, fact: AttemptEnded | AttemptInterrupted) -> None:
+        number = entry.message or 0
+        candidate = self._flying.pop(number, None)
+        marked = number in self._marked
+        self._marked.discard(number)
+        if candidate is None:
+            return
+        known = self._accounts[candidate.account]
+        known.busy -= 1
+        if known.blocked:
+            known.blocked = False
+            self._hungry.add(candidate.account)
+        if fact.next != "due" or marked:
+            return
+        self._stirred = True
+        if candidate.more:
+            known.windows[candidate.priority].stale = True
+            return
+        recipients = tuple(outcome.recipient for outcome in fact.outcomes if outcome.status in RETRIABLE)
+        item = QueueRow(number, fact.due_us or entry.at_us, candidate.revision, recipients)
+        self._insert(_Insert(entry.seq, candidate.account, candidate.priority, item))
+
+    def refilling(self, windows: Iterable[tuple[int, int]]) -> None:
+        """These windows are being read from the view: keep what is folded meanwhile."""
+        for account, priority in windows:
+            self._accounts[account].windows[priority].refilling = True
+            self._refilling += 1
+
+    def refilled(self, account: int, priority: int, as_of: int, rows: Sequence[QueueRow]) -> None:
+        """Take what was read for a window, as of a seq."""
+        self._stirred = True
+        window = self._accounts[account].windows[priority]
+        for number in window.items:
+            del self._where[number]
+        window.replace((), as_of)
+        for row in rows:
+            self._take_out(row.number)
+            self._where[row.number] = window
+        window.replace(rows, as_of)
+        for step in self._journal:
+            if step.seq > as_of:
+                self._repeat(step, account, priority, window)
+        self._refilling -= 1
+        if not self._refilling:
+            self._journal.clear()
+
+    def _repeat(self, step: _Insert | _Leave, account: int, priority: int, window: _Window) -> None:
+        if isinstance(step, _Leave):
+            if self._where.get(step.number) is window:
+                self._take_out(step.number)
+        elif (step.account, step.priority) == (account, priority):
+            self._put(window, step.item)
+
+    # What is out
+
+    def granted(self, number: int, candidate: Candidate | None = None) -> None:
+        """A sender has taken the candidate: it is no longer offered, and the sender no longer waits."""
+        candidate = candidate or self._out[number]
+        self._granted.add(number)
+        known = self._accounts[candidate.account]
+        known.offered -= 1
+        known.busy += 1
+
+    def release(self, number: int, seq: int) -> None:
+        """A candidate comes back without an attempt; its account rests until the follower has passed `seq`."""
+        candidate = self._out.pop(number, None)
+        if candidate is None:
+            return
+        known = self._accounts[candidate.account]
+        if number in self._granted:
+            self._granted.discard(number)
+            known.busy -= 1
+        else:
+            known.offered -= 1
+        known.barrier = max(known.barrier, seq)
+        if not known.blocked:
+            self._hungry.add(candidate.account)
+        self._stirred |= seq > self.position
+
+    def rest(self, until_us: int) -> None:
+        """Offer nothing at all before this moment: the log takes no starts now."""
+        self._rest_until_us = until_us
+
+    def block(self, account: int, until_us: int | None) -> None:
+        """The account has no free slot: nothing of it is offered before `until_us`, or an end of its, or new limits."""
+        if known := self._accounts.get(account):
+            known.blocked = True
+            known.blocked_until_us = until_us
+            self._hungry.discard(account)
+
+    # Deciding
+
+    def stirs(self, credit: Callable[[int], int]) -> bool:
+        """Whether something has changed since the last plan that may let mail go, or call for a connection."""
+        return self._stirred or any(credit(account) > 0 for account in self._hungry)
+
+    def hungry(self, account: int) -> bool:
+        """Whether a sender of this account that is ready now would be given something."""
+        return account in self._hungry
+
+    def plan(self, now_us: int, credit: Callable[[int], int]) -> Plan:
+        """What may go now; `credit(account)` is how many connected senders wait. What is offered is out from then."""
+        self._stirred = False
+        self._hungry.clear()
+        if now_us < self._rest_until_us:
+            return Plan((), {}, (), self._rest_until_us)
+        demand: dict[int, Wanted] = {}
+        refills: list[tuple[int, int]] = []
+        wakes: list[int] = []
+        offers: list[Offer] = []
+        for number, known in self._accounts.items():
+            if known.idle or known.row.removed:
+                continue
+            refills += [(number, each) for each in PRIORITIES if known.windows[each].wants_refill]
+            if self._may_go(known, now_us, wakes):
+                wakes += [due for window in known.windows if (due := _next_due(window, now_us))]
+                self._want(known, now_us, demand)
+                if (free := credit(number) - known.offered) <= 0:
+                    self._hungry.add(number)
+                else:
+                    first, others = (self._heads(known, now_us, each) for each in (PRIORITIES[:1], PRIORITIES[1:]))
+                    offers.append((number, free, first, others))
+            elif self._probes(known, now_us):
+                self._want(known, now_us, demand)
+        return Plan(tuple(self._choose(offers)), demand, tuple(refills), min(wakes, default=None))
+
+    def _may_go(self, known: _Account, now_us: int, wakes: list[int]) -> bool:
+        """Whether nothing keeps the account's mail; a moment at which that may change is noted."""
+        reason = why_account(known.row, self._relays.get(known.row.relay), self._dispatch, now_us)
+        if reason:
+            if reason.until_us is not None and reason.until_us > now_us:
+                wakes.append(reason.until_us)
+            return False
+        if known.blocked and known.blocked_until_us is not None:
+            if known.blocked_until_us > now_us:
+                wakes.append(known.blocked_until_us)
+            else:
+                known.blocked = False
+        return not known.blocked and self.position >= known.barrier
+
+    def _probes(self, known: _Account, now_us: int) -> bool:
+        """An account that only its relay keeps still wants a connection: that is how the relay is found again."""
+        reason = why_account(known.row, self._relays.get(known.row.relay), self._dispatch, now_us)
+        return reason is not None and reason.reason == "relay_unreachable"
+
+    def _want(self, known: _Account, now_us: int, demand: dict[int, Wanted]) -> None:
+        due = [bisect_left(window.order, (now_us + 1, 0)) for window in known.windows]
+        # What is granted is counted twice until its attempt has begun: a connection too many is wanted for a moment.
+        if connections := sum(due) + known.busy:
+            demand[known.row.number] = Wanted(connections, bool(due[IMMEDIATE]))
+
+    def _heads(self, known: _Account, now_us: int, priorities: range) -> Heads:
+        for priority in priorities:
+            window = known.windows[priority]
+            for due_us, number in window.order:
+                if due_us > now_us:
+                    break
+                if number not in self._out and number not in self._flying:
+                    yield priority, window.items[number]
+            else:
+                if not window.complete:
+                    # More of this priority waits beyond the window: a lower one must not overtake it.
+                    return
+
+    def _choose(self, offers: list[Offer]) -> list[Candidate]:
+        """Immediate first over all accounts, then in turns; the next plan begins with another account."""
+        chosen: list[Candidate] = []
+        free = {number: credit for number, credit, _, _ in offers}
+        self._turn += 1
+        start = self._turn % len(offers) if offers else 0
+        offers = offers[start:] + offers[:start]
+        for number, credit, immediate, _ in offers:
+            free[number] -= self._offer(number, islice(immediate, credit), chosen)
+        waiting = [(number, heads) for number, _, _, heads in offers]
+        while waiting:
+            waiting = [each for each in waiting if self._take_turn(*each, free, chosen)]
+        return chosen
+
+    def _take_turn(self, number: int, heads: Heads, free: dict[int, int], chosen: list[Candidate]) -> bool:
+        """Whether the account may have another turn."""
+        batch = min(self._accounts[number].row.batch_size or self._batch_size, free[number])
+        taken = self._offer(number, islice(heads, batch), chosen) if batch > 0 else 0
+        free[number] -= taken
+        if batch <= 0:
+            self._hungry.add(number)
+        return 0 < taken == batch
+
+    def _offer(self, account: int, heads: Iterable[tuple[int, QueueRow]], chosen: list[Candidate]) -> int:
+        known = self._accounts[account]
+        before = len(chosen)
+        for priority, row in heads:
+            candidate = Candidate(row.number, account, priority, row.revision, row.recipients, row.more)
+            self._out[row.number] = candidate
+            chosen.append(candidate)
+        known.offered += len(chosen) - before
+        return len(chosen) - before
+
+
+def _next_due(window: _Window, now_us: int) -> int | None:
+    """When the next message of a window will be due; those due already need no waking."""
+    later = bisect_left(window.order, (now_us + 1, 0))
+    return window.order[later][0] if later < len(window.order) else None

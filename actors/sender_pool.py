@@ -1,0 +1,495 @@
+"""The sender pool: warm connections to the relays, each with one task that carries mail over it. How it works:
+
+The planner (`pool_plan.py`) says which connections to open and to give up, whenever the demand bell rings, a
+connection ends, or a moment comes at which a relay is probed. A sender connects, greets, does TLS and AUTH *before*
+it asks for work, so a dead relay costs no message, no slot and no credit. Then it waits in `receive` on its account's
+work channel, which has capacity 0: a sender that waits there is the credit that the scheduler counts, so there is no
+counter that could go stale and no grant that could get old in a queue.
+
+An attempt goes: grant; AttemptStarted on disk; compose; converse; judge; AttemptEnded on disk. A connection that
+fails before its first 250 to MAIL is replaced once within the same attempt, since a relay may have closed an idle
+connection a moment before. Trouble that is the relay's alone is recorded as RelayUnreachable, with back-off, in the
+same commit as the attempt's end.
+
+A sender that is cancelled in the middle closes its socket at once and still records the end, by how far the
+conversation had come. An unexpected error while composing or sending ends that attempt as deferred, cause internal;
+it is logged, and a third one for the same message fails it. That is the one place here that catches everything.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import trio
+from cryptography.exceptions import InvalidTag
+from msgspec import Struct
+
+from events.account import RelayReached, RelayUnreachable
+from events.attempt import AttemptStarted
+from events.fact import Draft, Fact
+from events.letter import Envelope, Letter
+from events.values import MICROSECONDS, Outcome, parse_address
+from store.beside import LetterRow, Replies
+from store.dispatching import sealed_credentials
+from store.opening import Store
+from store.recorder import NotRecorded
+from store.views.accounts import AccountRow, RelayRow
+from store.writer import Declined, Started
+
+from .bell import Bell
+from .connection import Connection, Delivery, Mail, Relay, RelayTrouble, connect
+from .judgement import Following, RetryPolicy, ended, what_follows
+from .network import Network
+from .pool_plan import Place, PoolPlan, shape
+from .scheduler import Candidate, Wanted
+from .smtp.compose import compose, needs_smtputf8
+from .smtp.retry import backoff_seconds
+
+logger = logging.getLogger("letterbook.delivery")
+
+MESSAGES_PER_CONNECTION = 1000
+"""A relay that counts messages a connection says so in its own way; this bounds what one sender holds on to."""
+
+END_SECONDS = 3.0
+"""How long a cancelled sender may take to record what came of its attempt."""
+
+
+class DeliveryPolicy(Struct, frozen=True):
+    """What config.ini says about delivering."""
+
+    retry: RetryPolicy = RetryPolicy()
+    connections_max: int = 32
+    ehlo_name: str = "localhost"
+    message_id_domain: str | None = None
+
+
+class Books(Protocol):
+    """What a sender asks of the scheduler's state; plain functions that never block."""
+
+    def account(self, number: int) -> AccountRow | None: ...
+    def relay(self, key: str) -> RelayRow | None: ...
+
+
+class Desk(Protocol):
+    """The calls upward: `ready` when a sender is about to wait for work, `release` when a grant comes to nothing."""
+
+    def ready(self, account: int) -> None: ...
+    def release(self, number: int, seq: int) -> None: ...
+
+
+class _Work(Struct, frozen=True, eq=False):
+    """An account's work channel: both ends, of capacity 0."""
+
+    send: trio.MemorySendChannel[Candidate]
+    receive: trio.MemoryReceiveChannel[Candidate]
+
+
+class _Credentials(Struct, frozen=True):
+    user: str | None = None
+    password: str | None = None
+
+
+class _Came(Struct, frozen=True):
+    """What came of an attempt's conversation. `fault` is an unexpected error of ours."""
+
+    outcomes: tuple[Outcome, ...]
+    replies: tuple[tuple[int, str], ...] = ()
+    stage: str = "compose"
+    tls: bool = False
+    verified: bool = False
+    trouble: tuple[str, int | None] | None = None
+    uncharged: bool = False
+    following: Following | None = None
+    fault: bool = False
+
+
+class SenderPool:
+    """See the module's text. `demand()` gives what the scheduler wants now: account -> Wanted."""
+
+    def __init__(
+        self,
+        store: Store,
+        network: Network,
+        policy: DeliveryPolicy,
+        chance: random.Random,
+        books: Books,
+        desk: Desk,
+        demand: Callable[[], dict[int, Wanted]],
+    ) -> None:
+        self._store = store
+        self._network = network
+        self._policy = policy
+        self._chance = chance
+        self._books = books
+        self._desk = desk
+        self._demand = demand
+        self._plan = PoolPlan(policy.connections_max)
+        self._work: dict[int, _Work] = {}
+        self._scopes: dict[Place, trio.CancelScope] = {}
+        self._admitted: dict[Place, trio.Event] = {}
+        self._probe_now = False
+        self._stopping = False
+        self.bell = Bell()
+
+    # What others ask
+
+    def credit(self, account: int) -> int:
+        """How many connected senders of an account wait for work."""
+        work = self._work.get(account)
+        return work.send.statistics().tasks_waiting_receive if work else 0
+
+    def grant(self, candidate: Candidate) -> bool:
+        """Hand a message to a waiting sender of its account; False where none waits."""
+        work = self._work.get(candidate.account)
+        if work is None:
+            return False
+        try:
+            work.send.send_nowait(candidate)
+        except trio.WouldBlock:
+            return False
+        return True
+
+    def connections(self) -> dict[str, int]:
+        """How many connections are in each phase."""
+        counts = {"connecting": 0, "parked": 0, "idle": 0, "busy": 0}
+        for place in self._plan.places():
+            counts[place.phase] += 1
+        return counts
+
+    def probe_now(self) -> None:
+        """Run-now: probe what is known unreachable without waiting for its moment."""
+        self._probe_now = True
+        self.bell.ring()
+
+    # The planner's loop
+
+    async def run(self) -> None:
+        """Open and close connections as the plan says, until cancelled; `stop` lets them end first."""
+        async with trio.open_nursery() as senders:
+            while not self._stopping:
+                wake = self._carry_out(senders)
+                await self.bell.wait(wake)
+            self._close_idle()
+
+    def stop(self) -> None:
+        """Take no more work: idle senders leave now, busy ones when their attempt has ended."""
+        self._stopping = True
+        self.bell.ring()
+
+    def _close_idle(self) -> None:
+        for place in self._plan.places():
+            place.leaving = True
+            if place.phase != "busy":
+                self._scopes[place].cancel()
+
+    def _carry_out(self, senders: trio.Nursery) -> float:
+        now_us = self._store.clock.now_us()
+        self._leave_changed()
+        relay = self._reachable_now if self._probe_now else self._books.relay
+        plan = self._plan.plan(self._demand(), self._books.account, relay, now_us)
+        self._probe_now = False
+        for place in plan.close:
+            self._scopes[place].cancel()
+        for place in plan.admit:
+            self._admitted[place].set()
+        for place in plan.connect:
+            self._scopes[place] = trio.CancelScope()
+            self._admitted[place] = trio.Event()
+            senders.start_soon(self._serve, place)
+        if plan.wake_us is None:
+            return trio.current_time() + 3600
+        return trio.current_time() + max(plan.wake_us - now_us, 0) / MICROSECONDS
+
+    def _leave_changed(self) -> None:
+        """Connections of accounts that were removed or now say something else end when they carry no mail."""
+        for place in self._plan.places():
+            row = self._books.account(place.account)
+            if not place.leaving and (row is None or row.removed or shape(row) != place.shape):
+                place.leaving = True
+                if place.phase != "busy":
+                    self._scopes[place].cancel()
+
+    def _reachable_now(self, key: str) -> RelayRow | None:
+        """A relay's row with its moment come."""
+        row = self._books.relay(key)
+        return None if row is None else msgspec.structs.replace(row, until_us=0)
+
+    # A sender
+
+    async def _serve(self, place: Place) -> None:
+        """A connection's life. Its scope is cancelled only while it carries no mail."""
+        connection: Connection | None = None
+        account = self._books.account(place.account)
+        try:
+            if account is not None:
+                with self._scopes[place]:
+                    connection = await self._open(place, account)
+            if account is not None and connection is not None:
+                connection = await self._carry(place, account, connection)
+            if connection is not None:
+                await connection.aclose()
+        finally:
+            self._plan.left(place)
+            del self._scopes[place], self._admitted[place]
+            self.bell.ring()
+
+    async def _open(self, place: Place, account: AccountRow) -> Connection | None:
+        """Connect, and note whether the relay answered; a place that is parked waits here until it may serve."""
+        try:
+            connection = await self._connect(account)
+        except RelayTrouble as trouble:
+            self._plan.unreachable(place)
+            await self._note_unreachable(account, trouble.reason, trouble.code, trouble.text)
+            return None
+        try:
+            await self._note_reached(account)
+            self._plan.answered(place)
+            self.bell.ring()
+            if place.phase == "parked":
+                with trio.move_on_after(account.ttl) as patience:
+                    await self._admitted[place].wait()
+                if patience.cancelled_caught and place.phase == "parked":
+                    place.leaving = True
+        except BaseException:
+            connection.close_now()
+            raise
+        return connection
+
+    async def _connect(self, account: AccountRow) -> Connection:
+        sealed = await self._store.read(sealed_credentials, account.number)
+        try:
+            opened = self._store.secrets.unseal(sealed) if sealed else b"{}"
+        except InvalidTag:
+            sentence = "the stored password cannot be opened with this key: save the account again"
+            raise RelayTrouble("auth", sentence) from None
+        credentials = msgspec.json.decode(opened, type=_Credentials)
+        relay = Relay(
+            host=account.host,
+            port=account.port,
+            user=credentials.user,
+            password=credentials.password,
+            tls=account.tls,  # type: ignore[arg-type]  # the fact's own type allowed nothing else
+            tls_verify=bool(account.tls_verify),
+            tls_ca_file=account.tls_ca_file,
+            auth=account.auth,
+            ehlo_name=self._policy.ehlo_name,
+        )
+        return await connect(self._network, relay)
+
+    async def _carry(self, place: Place, account: AccountRow, connection: Connection) -> Connection | None:
+        """Carry mail until the connection ends, has carried enough, idles too long, or its place is wanted."""
+        carried = 0
+        limit = account.max_messages_per_connection or MESSAGES_PER_CONNECTION
+        while connection.ready and carried < limit and not place.leaving and not self._stopping:
+            candidate = await self._next(place, account)
+            if candidate is None:
+                break
+            place.phase = "busy"
+            kept = await self._attempt(account, connection, candidate)
+            if kept is None:
+                return None
+            connection = kept
+            carried += 1
+            place.phase = "idle"
+        return connection
+
+    async def _next(self, place: Place, account: AccountRow) -> Candidate | None:
+        """Wait for work. A grant that came together with the end of waiting is taken: the value decides."""
+        work = self._work.get(place.account)
+        if work is None:
+            work = self._work[place.account] = _Work(*trio.open_memory_channel[Candidate](0))
+        candidate = None
+        scope = self._scopes[place] = trio.CancelScope(deadline=trio.current_time() + account.ttl)
+        self._desk.ready(place.account)
+        with scope:
+            candidate = await work.receive.receive()
+        return candidate  # noqa: RET504 - a value may have come although the scope was cancelled
+
+    # An attempt
+
+    async def _attempt(self, account: AccountRow, connection: Connection, candidate: Candidate) -> Connection | None:
+        """One attempt; the connection that may carry the next mail, or None."""
+        begun = await self._start(candidate)
+        if begun is None:
+            return connection
+        attempt, started = begun
+        clock = self._store.clock
+        from_us = clock.monotonic_us()
+        holder = [connection]
+        try:
+            came = await self._converse(account, holder, candidate, started)
+        except trio.Cancelled:
+            came = _interrupted(holder[0])
+            with trio.CancelScope(deadline=trio.current_time() + END_SECONDS, shield=True):
+                await self._end(account, candidate, attempt, started, came, from_us)
+            raise
+        await self._end(account, candidate, attempt, started, came, from_us)
+        return holder[0] if holder[0].ready else None
+
+    async def _start(self, candidate: Candidate) -> tuple[int, Started] | None:
+        """The attempt is on disk, or it may not be: then the grant goes back."""
+        fact = AttemptStarted(revision=candidate.revision, recipients=candidate.recipients)
+        draft = Draft(fact, message=candidate.number, account=candidate.account)
+        try:
+            recorded = await self._store.record((draft,), urgent=True)
+        except NotRecorded:
+            self._desk.release(candidate.number, -1)
+            return None
+        answer = recorded.answers[0]
+        if isinstance(answer, Declined):
+            self._desk.release(candidate.number, answer.seq)
+            return None
+        return answer.seq, recorded.started[0]
+
+    async def _converse(
+        self, account: AccountRow, holder: list[Connection], candidate: Candidate, started: Started
+    ) -> _Came:
+        """Compose and deliver; `holder` has the connection, which may be replaced once."""
+        if started.letter is None:
+            gone = tuple(Outcome(recipient, "deferred") for recipient in candidate.recipients)
+            return _Came(gone, following=Following("failed", charged=True, cause="content_missing"))
+        try:
+            mail = self._mail(candidate, started, started.letter)
+            delivery = await holder[0].deliver(mail)
+            if _died_idle(delivery):
+                holder[0] = await self._connect(account)
+                delivery = await holder[0].deliver(mail)
+        except RelayTrouble as trouble:
+            return self._relay_trouble(candidate, trouble)
+        except Exception:  # a bug of ours must cost one attempt, not the other senders'
+            logger.exception("an unexpected error ended an attempt at message %s", candidate.number)
+            holder[0].close_now()
+            deferred = tuple(Outcome(recipient, "deferred") for recipient in candidate.recipients)
+            return _Came(deferred, fault=True)
+        return _came(delivery, holder[0])
+
+    def _relay_trouble(self, candidate: Candidate, trouble: RelayTrouble) -> _Came:
+        outcomes = tuple(Outcome(recipient, "deferred", trouble.code) for recipient in candidate.recipients)
+        replies = tuple((recipient, trouble.text) for recipient in candidate.recipients)
+        return _Came(outcomes, replies, trouble.reason, trouble=(trouble.reason, trouble.code), uncharged=True)
+
+    def _mail(self, candidate: Candidate, started: Started, row: LetterRow) -> Mail:
+        letter = _decode_letter(row.content)
+        envelope = _decode_envelope(row.envelope)
+        message_id = letter.message_id or self._message_id(started, row.salt, envelope.sender)
+        content = compose(letter, message_id=message_id, date_us=started.row.created_us, boundary_seed=row.salt)
+        recipients = tuple((index, envelope.recipients[index]) for index in candidate.recipients)
+        return Mail(envelope.sender, recipients, content, smtputf8=needs_smtputf8(letter))
+
+    def _message_id(self, started: Started, salt: bytes, sender: str) -> str:
+        """The same for every attempt at this content; the salt makes it one that nobody else makes."""
+        address = parse_address(sender)
+        domain = self._policy.message_id_domain or (address.domain if address else self._policy.ehlo_name)
+        return f"<{started.row.number}.{salt[:8].hex()}@{domain}>"
+
+    async def _end(
+        self,
+        account: AccountRow,
+        candidate: Candidate,
+        attempt: int,
+        started: Started,
+        came: _Came,
+        from_us: int,
+    ) -> None:
+        """Put what came of it on disk, with the relay's trouble where there was any."""
+        clock = self._store.clock
+        unreachable = self._unreachable(account, *came.trouble) if came.trouble else None
+        until_us = unreachable.until_us if unreachable else clock.now_us()
+        after = came.following or what_follows(
+            started.row,
+            came.outcomes,
+            self._policy.retry,
+            clock.now_us(),
+            self._chance.random(),
+            relay_until_us=until_us if came.uncharged else None,
+            fault=came.fault,
+        )
+        fact = ended(
+            after,
+            attempt,
+            came.outcomes,
+            stage=came.stage,
+            tls=came.tls,
+            verified=came.verified,
+            took_us=clock.monotonic_us() - from_us,
+        )
+        drafts = [Draft(fact, message=candidate.number, account=candidate.account)]
+        if unreachable and came.trouble:
+            drafts.append(Draft(unreachable, account=account.number))
+        beside = {0: Replies(came.replies)} if came.replies else None
+        try:
+            await self._store.record(drafts, beside=beside, urgent=True)
+        except NotRecorded:
+            logger.error("the end of an attempt at message %s is not in the log: it will be in doubt", candidate.number)
+
+    # Relays
+
+    def _unreachable(self, account: AccountRow, reason: str, code: int | None) -> RelayUnreachable:
+        """The next fact about a relay in trouble: its back-off doubles with each failure."""
+        row = self._books.relay(account.relay)
+        failures = (row.failures if row else 0) + 1
+        pause_us = int(backoff_seconds(failures, self._chance.random()) * MICROSECONDS)
+        return RelayUnreachable(
+            host=account.host,
+            port=account.port,
+            credentials=account.credentials,
+            reason=reason,
+            code=code,
+            until_us=self._store.clock.now_us() + pause_us,
+            failures=failures,
+        )
+
+    async def _note_unreachable(self, account: AccountRow, reason: str, code: int | None, text: str) -> None:
+        """Record it, unless others failed at the same time and one of them has."""
+        row = self._books.relay(account.relay)
+        if row is not None and row.until_us > self._store.clock.now_us():
+            return
+        logger.warning("relay %s:%s of account %s: %s (%s)", account.host, account.port, account.id, text, reason)
+        await self._note(self._unreachable(account, reason, code), account)
+
+    async def _note_reached(self, account: AccountRow) -> None:
+        if self._books.relay(account.relay) is not None:
+            logger.info("relay %s:%s of account %s answers again", account.host, account.port, account.id)
+            fact = RelayReached(host=account.host, port=account.port, credentials=account.credentials)
+            await self._note(fact, account)
+
+    async def _note(self, fact: Fact, account: AccountRow) -> None:
+        try:
+            await self._store.record((Draft(fact, account=account.number),), urgent=True)
+        except NotRecorded:
+            logger.warning("the state of relay %s:%s is not in the log now", account.host, account.port)
+
+
+def _interrupted(connection: Connection) -> _Came:
+    """The sender was cancelled: neither the message nor the relay is to blame."""
+    delivery = connection.interrupted()
+    outcomes, replies = delivery.outcomes, delivery.replies
+    return _Came(outcomes, replies, delivery.stage, connection.tls, connection.verified, uncharged=True)
+
+
+_decode_letter = msgspec.json.Decoder(Letter).decode
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+
+
+def _died_idle(delivery: Delivery) -> bool:
+    """Whether the connection ended before the relay had taken MAIL: it may have been closed while it idled."""
+    return delivery.scope == "relay" and not delivery.mail_accepted and not delivery.reusable
+
+
+def _came(delivery: Delivery, connection: Connection) -> _Came:
+    """A delivery as its attempt sees it: trouble of the relay's own is charged only once MAIL was taken."""
+    trouble = None
+    if delivery.scope == "relay":
+        code = next((outcome.code for outcome in delivery.outcomes if outcome.code), None)
+        trouble = (delivery.stage, code)
+    return _Came(
+        delivery.outcomes,
+        delivery.replies,
+        delivery.stage,
+        connection.tls,
+        connection.verified,
+        trouble,
+        uncharged=trouble is not None and not delivery.mail_accepted,
+    )

@@ -1,0 +1,74 @@
+"""Answers and errors: every error is the same JSON object with one sentence that says what to change."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+RETRY_AFTER_S = 1
+"""What is full is usually emptied within a second."""
+
+JSON = "application/json"
+
+encode = msgspec.json.Encoder().encode
+
+
+class Answer(Struct, frozen=True):
+    """What a command answers: a body that msgspec encodes (or bytes as they are), with its HTTP status."""
+
+    body: Any
+    status: int = 200
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def data(self) -> bytes:
+        return self.body if isinstance(self.body, bytes) else encode(self.body)
+
+
+class Trouble(Exception):
+    """A command cannot be carried out as asked: the HTTP status, and one sentence for the client."""
+
+    def __init__(self, status: int, sentence: str, **extra: Any) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.extra = extra
+
+    @property
+    def answer(self) -> Answer:
+        return error(self.status, self.sentence, **self.extra)
+
+
+def error(status: int, sentence: str, **extra: Any) -> Answer:
+    """The error object; a 503 says when to ask again."""
+    headers = (("Retry-After", str(RETRY_AFTER_S)),) if status == 503 else ()
+    return Answer({"ok": False, "error": sentence, "detail": sentence, **extra}, status, headers=headers)
+
+
+def bad(sentence: str) -> Trouble:
+    return Trouble(400, sentence)
+
+
+def unavailable(sentence: str) -> Trouble:
+    return Trouble(503, sentence)
+
+
+def decode(data: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:
+    """A body by its type. Raises Trouble that names the path of the field."""
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise bad(f"the body does not fit: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise bad("the body is not JSON that can be read: it is nested too deeply") from None
+
+
+def convert(fields: dict[str, Any], to: type[Any]) -> Any:
+    """Parameters of a query by their type. Raises Trouble that names the parameter."""
+    try:
+        return msgspec.convert(fields, to, strict=False)
+    except msgspec.ValidationError as error:
+        raise bad(f"the parameters do not fit: {error}") from None

@@ -1,0 +1,147 @@
+"""The lists and records that are asked for: a reading and its shaping in one step, within one read transaction.
+
+Each takes a connection and a `Look`: the live one, or, for `audit/at`, the refolded one of a past moment.
+"""
+
+from collections.abc import Sequence
+
+from msgspec import Raw, Struct
+
+from events.fact import Entry
+from store import reading
+from store.results_text import states_of
+from store.views.messages import MessageRow
+
+from . import shapes
+from .event_json import event_json, expansions
+
+
+class Look(Struct, frozen=True):
+    """As of when, and what is not in the views: the log's id, and whether the disk is nearly full. A look back says
+    nothing of why mail waited, for what it waited for is not all in the log."""
+
+    now_us: int
+    log: str
+    disk_low: bool = False
+    back: bool = False
+
+
+def pending(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.PendingList:
+    page = reading.pending(connection, look.now_us, after, limit)
+    around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
+    return shapes.PendingList(
+        ok=True,
+        pending=tuple(shapes.pending(row, beside, around, _reason(row, around, look)) for row in page.rows),
+        next=page.next,
+    )
+
+
+def _reason(row: MessageRow, around: reading.Surroundings, look: Look) -> shapes.Waiting | None:
+    return None if look.back else shapes.waiting_for(row, around, look.now_us, look.disk_low)
+
+
+def deferred(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.DeferredList:
+    page = reading.deferred(connection, look.now_us, after, limit)
+    around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
+    rows = tuple(shapes.deferred(row, beside, around, look.now_us) for row in page.rows)
+    return shapes.DeferredList(ok=True, deferred=rows, next=page.next)
+
+
+def results(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.ResultList:
+    rows = reading.results(connection, after, limit)
+    around, beside = reading.surroundings(connection), reading.beside(connection, rows)
+    return shapes.ResultList(
+        ok=True,
+        log=look.log,
+        results=tuple(shapes.result(row, beside, around) for row in rows),
+        next=rows[-1].seq if rows else after,
+    )
+
+
+def messages(
+    connection: reading.Connection,
+    look: Look,
+    after: int,
+    limit: int,
+    status: reading.Status | None,
+    active_only: bool,
+    account_id: str | None,
+) -> shapes.MessageList:
+    page = reading.messages(
+        connection, look.now_us, after, limit, status=status, active_only=active_only, account_id=account_id
+    )
+    page, contents = reading.with_contents(connection, page)
+    around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
+    rows = tuple(
+        shapes.Message(
+            **shapes.message_fields(
+                row, beside, around, look.now_us, _reported(connection, row), contents.get(row.revision)
+            )
+        )
+        for row in page.rows
+    )
+    return shapes.MessageList(ok=True, messages=rows, next=page.next)
+
+
+def _reported(connection: reading.Connection, row: MessageRow) -> int | None:
+    if row.final_seq is None or row.state == "withdrawn":
+        return None
+    return reading.reported_us(connection, row.final_seq)
+
+
+def message(connection: reading.Connection, look: Look, message_id: str) -> shapes.MessageRecord | None:
+    """Everything about one message; None where the log does not know it."""
+    row = reading.message_by_id(connection, message_id)
+    if row is None:
+        return None
+    _, contents = reading.with_contents(connection, reading.Page((row,)))
+    around, beside = reading.surroundings(connection), reading.beside(connection, (row,))
+    content = contents.get(row.revision)
+    return shapes.MessageRecord(
+        **shapes.message_fields(row, beside, around, look.now_us, _reported(connection, row), content),
+        ok=True,
+        recipients=shapes.recipients(
+            states_of(row.recipients), shapes.envelope_of(beside, row.revision), beside, final=row.final_seq is not None
+        ),
+        timeline=_timeline(connection, row, around),
+        waiting_for=_reason(row, around, look),
+    )
+
+
+def _timeline(connection: reading.Connection, row: MessageRow, around: reading.Surroundings) -> tuple[Raw, ...]:
+    names = {number: account.id for number, account in around.accounts.items()}
+    ids = {row.number: row.id}
+    return tuple(Raw(event_json(entry, ids, names)) for entry in reading.timeline(connection, row.number))
+
+
+def events(
+    connection: reading.Connection,
+    log: str,
+    after: int,
+    limit: int,
+    kind: str | None,
+    account_id: str | None,
+    message_id: str | None,
+    expand: bool,
+) -> tuple[shapes.EventList, int]:
+    """A page of the log, and the log's last seq as the page was read."""
+    page = reading.events(
+        connection, after, limit, kind=kind, account_id=account_id, message_id=message_id
+    )
+    encoded = _encoded(connection, page.entries, expand)
+    return shapes.EventList(ok=True, log=log, events=encoded, next=page.next), page.last
+
+
+def _encoded(connection: reading.Connection, entries: Sequence[Entry], expand: bool) -> tuple[Raw, ...]:
+    ids = reading.ids_of(connection, {entry.message for entry in entries if entry.message is not None})
+    _, names = reading.account_names(connection)
+    beside = expansions(connection, entries) if expand else {}
+    return tuple(Raw(event_json(entry, ids, names, beside.get(entry.seq))) for entry in entries)
+
+
+def status(
+    connection: reading.Connection, look: Look, reasons: tuple[str, ...], version: str
+) -> shapes.StatusAnswer:
+    counts, around = reading.counts(connection, look.now_us), reading.surroundings(connection)
+    seq = reading.last_seq(connection)
+    return shapes.status_answer(counts, around, look.now_us, reasons, version, look.log, seq)

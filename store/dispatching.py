@@ -1,0 +1,172 @@
+"""What the scheduler, the rate limiter and the sender pool read: the waiting messages in their order, and the rows
+that decide whether they may go. Each reading is of one moment and says of which: the log's last seq."""
+
+import sqlite3
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from events.attempt import RECIPIENTS_PER_ATTEMPT_MAX, AttemptEnded, AttemptInterrupted
+from events.wire import decode_row
+
+from .beside import secret_name
+from .views import ACCOUNTS, DISPATCH, RELAYS
+from .views.accounts import AccountRow, RelayRow
+from .views.attempts import AttemptRow
+from .views.counts import DAY_S, MINUTE_US, counts_against_limits
+from .views.dispatch import ACTIVE, DispatchRow
+from .views.messages import ALL_OF, MESSAGES, MessageRow, decode_states
+from .views.rows import View
+
+LAST_SEQ = "select coalesce(max(seq), 0) from log"
+
+QUEUE = (
+    "select number, due_us, revision, digests, recipients from messages"
+    " where account = ? and priority = ? and state = 'waiting' order by due_us, number limit ?"
+)
+"""The head of one account's queue of one priority: a range of the index messages_queue."""
+
+WAITING_ACCOUNTS = "select account from totals where state = 'waiting' and n > 0"
+OPEN_ATTEMPTS = "select attempt, message, account, revision, recipients, started_us from attempts order by attempt"
+ENDS_SINCE = (
+    "select seq, at_us, kind, version, message, account, data from log"
+    " where seq > ? and at_us > ? and kind in ('AttemptEnded', 'AttemptInterrupted') order by seq"
+)
+SLOTS = "select second, n from slots where account = ? and second > ? order by second"
+SECRET = "select sealed from secrets where name = ?"
+
+
+class QueueRow(Struct, frozen=True):
+    """A waiting message as the scheduler knows it: whom its next attempt is for, and whether others are open too."""
+
+    number: int
+    due_us: int
+    revision: int
+    recipients: tuple[int, ...]
+    more: bool = False
+
+
+class Counted(Struct, frozen=True):
+    """An account's transactions that count against its limits, on the wall clock: those of the last minute by their
+    ends (microseconds), those of the last day as (second, how many)."""
+
+    ends_us: tuple[int, ...] = ()
+    seconds: tuple[tuple[int, int], ...] = ()
+
+
+NOTHING_COUNTED = Counted()
+
+
+class UnitState(Struct, frozen=True):
+    """All that decides whether an account's mail may go, as of `seq`, and the attempts that were open then."""
+
+    seq: int
+    accounts: tuple[AccountRow, ...]
+    relays: tuple[RelayRow, ...]
+    dispatch: DispatchRow
+    waiting: frozenset[int]
+
+
+def last_seq(connection: sqlite3.Connection) -> int:
+    seq: int = connection.execute(LAST_SEQ).fetchone()[0]
+    return seq
+
+
+def queues(
+    connection: sqlite3.Connection, windows: Iterable[tuple[int, int]], limit: int
+) -> tuple[int, list[list[QueueRow]]]:
+    """(as of seq, for each (account, priority) its first `limit` waiting messages by due and number)."""
+    return last_seq(connection), [_queue(connection, account, priority, limit) for account, priority in windows]
+
+
+def _queue(connection: sqlite3.Connection, account: int, priority: int, limit: int) -> list[QueueRow]:
+    return [
+        QueueRow(number, due_us, revision, *_next_recipients(digests, recipients))
+        for number, due_us, revision, digests, recipients in connection.execute(QUEUE, (account, priority, limit))
+    ]
+
+
+def _next_recipients(digests: str, recipients: str) -> tuple[tuple[int, ...], bool]:
+    """Whom the next attempt is for, and whether others are open too. Those never tried come first, so that every
+    recipient has had a turn before anybody has a second."""
+    if not recipients:
+        return first_recipients(digests.count(" ") + 1)
+    states = decode_states(recipients)
+    untried = [index for index, state in enumerate(states) if state.status == "open"]
+    again = [index for index, state in enumerate(states) if state.status in ("deferred", "in_doubt")]
+    chosen = (untried or again)[:RECIPIENTS_PER_ATTEMPT_MAX]
+    return tuple(chosen), len(chosen) < len(untried) + len(again)
+
+
+def first_recipients(count: int, reach: tuple[int, ...] | None = None) -> tuple[tuple[int, ...], bool]:
+    """The same for a message that was just accepted: of all `count`, or of those that are to be reached."""
+    if reach is None:
+        reach = ALL_OF[count] if count < len(ALL_OF) else tuple(range(count))
+    return reach[:RECIPIENTS_PER_ATTEMPT_MAX], len(reach) > RECIPIENTS_PER_ATTEMPT_MAX
+
+
+def unit_state(connection: sqlite3.Connection) -> UnitState:
+    dispatch = _all(connection, DISPATCH)
+    return UnitState(
+        seq=last_seq(connection),
+        accounts=tuple(_all(connection, ACCOUNTS)),
+        relays=tuple(_all(connection, RELAYS)),
+        dispatch=dispatch[0] if dispatch else ACTIVE,
+        waiting=frozenset(account for (account,) in connection.execute(WAITING_ACCOUNTS)),
+    )
+
+
+def _all(connection: sqlite3.Connection, view: View) -> list:  # type: ignore[type-arg]  # rows of any one view
+    fields = ", ".join(view.row.__struct_fields__)
+    return [view.row(*columns) for columns in connection.execute(f"select {fields} from {view.name}")]
+
+
+def open_attempts(connection: sqlite3.Connection) -> list[tuple[AttemptRow, MessageRow]]:
+    """The attempts without an end, with the rows of their messages."""
+    attempts = [AttemptRow(*columns) for columns in connection.execute(OPEN_ATTEMPTS)]
+    return [(attempt, row) for attempt in attempts if (row := message(connection, attempt.message))]
+
+
+def message(connection: sqlite3.Connection, number: int) -> MessageRow | None:
+    fields = ", ".join(MESSAGES.row.__struct_fields__)
+    columns = connection.execute(f"select {fields} from messages where number = ?", (number,)).fetchone()
+    return MessageRow(*columns) if columns else None
+
+
+def counted(connection: sqlite3.Connection, accounts: Iterable[int], now_us: int) -> dict[int, Counted]:
+    """What has counted against these accounts' limits in the last minute and in the last day."""
+    ends = _ends_since(connection, now_us - MINUTE_US)
+    since_s = now_us // 1_000_000 - DAY_S
+    return {
+        account: Counted(
+            tuple(at_us for about, at_us in ends if about == account),
+            tuple(connection.execute(SLOTS, (account, since_s))),
+        )
+        for account in accounts
+    }
+
+
+def _ends_since(connection: sqlite3.Connection, since_us: int) -> list[tuple[int | None, int]]:
+    rows = connection.execute(ENDS_SINCE, (_first_seq_since(connection, since_us), since_us))
+    ends = ((entry, entry.fact) for entry in map(decode_row, rows))
+    return [
+        (entry.account, entry.at_us)
+        for entry, fact in ends
+        if isinstance(fact, AttemptEnded | AttemptInterrupted) and counts_against_limits(fact)
+    ]
+
+
+def _first_seq_since(connection: sqlite3.Connection, since_us: int) -> int:
+    """The seq before the first fact stamped after a moment: stamps never decrease, so a binary search finds it."""
+    low, high = 0, last_seq(connection)
+    while low < high:
+        middle = (low + high + 1) // 2
+        (at_us,) = connection.execute("select at_us from log where seq = ?", (middle,)).fetchone()
+        low, high = (middle, high) if at_us <= since_us else (low, middle - 1)
+    return low
+
+
+def sealed_credentials(connection: sqlite3.Connection, account: int) -> bytes | None:
+    """What `Secrets.unseal` opens: JSON of {"user", "password"}; None where the account has none."""
+    row = connection.execute(SECRET, (secret_name(account),)).fetchone()
+    return bytes(row[0]) if row else None

@@ -1,0 +1,260 @@
+"""Control: what is asked for is on disk before it is answered, and stops what it says it stops."""
+
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+
+from actors.control import STEP, Credentials, differs, run_control, save_account, tls_mode
+from events.attempt import AttemptStarted
+from events.commands import (
+    Activate,
+    Control,
+    DeleteMessages,
+    Dropped,
+    PauseAccount,
+    Refused,
+    RemoveAccount,
+    Reply,
+    ResumeAccount,
+    RunNow,
+    SaveAccount,
+    Suspend,
+    Unavailable,
+)
+from events.fact import OWN, Draft
+from events.message import MessageAccepted, MessageRejected
+from events.payloads import Account
+from events.schedule import DispatchSuspended
+from store import reading
+from store.beside import LetterRow
+from store.dispatching import sealed_credentials
+from store.secrets import Secrets
+from store.writer import Declined
+
+from .opened import T0_US, end, facts, kinds, opened, rows, start, states
+from .opened import save_account as saved
+
+SECRETS = Secrets(b"k" * 32, lambda n: b"s" * n)
+
+
+@asynccontextmanager
+async def controlling(folder, *run_now):
+    """A store and a control actor: (store, ask)."""
+    send, receive = trio.open_memory_channel(8)
+
+    async def ask(command):
+        reply = Reply()
+        await send.send(Control(command, "tester", reply))
+        return await reply.get()
+
+    async with opened(folder) as store, trio.open_nursery() as nursery:
+        nursery.start_soon(run_control, receive, store, run_now)
+        async with send:
+            yield store, ask
+
+
+async def accept(store, *ids: str, account: int = 1) -> list[int]:
+    drafts = [
+        Draft(
+            MessageAccepted(
+                id=each, priority=2, due_us=0, expires_us=2 * T0_US, size=1, recipients=("d",), letter="d", by="test"
+            ),
+            message=OWN,
+            account=account,
+        )
+        for each in ids
+    ]
+    beside = {index: LetterRow(b"{}", b"{}", b"salt") for index in range(len(ids))}
+    return [entry.message for entry in (await store.record(drafts, beside=beside)).answers]
+
+
+def account(**fields) -> Account:
+    return Account(**{"id": "main", "host": "relay.example", "port": 587, **fields})
+
+
+# Accounts, pure: given what stands, when one is saved, then.
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode"),
+    [
+        ({}, "auto"),
+        ({"use_tls": False}, "auto"),
+        ({"use_tls": True}, "starttls-required"),
+        ({"use_tls": True, "port": 465}, "implicit"),
+        ({"use_tls": True, "tls": "none"}, "none"),
+        ({"use_tls": False, "tls": "implicit"}, "implicit"),
+    ],
+)
+def test_tls_wins_over_use_tls(fields, mode):
+    assert tls_mode(account(**fields)) == mode
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"id": ""}, "id"),
+        ({"id": "a\nb"}, "control character"),
+        ({"id": "a" * 201}, "id"),
+        ({"host": " "}, "host"),
+        ({"host": "two words"}, "host"),
+        ({"port": 0}, "port"),
+        ({"port": 65536}, "port"),
+        ({"limit_per_minute": -1}, "limit_per_minute"),
+        ({"limit_per_day": 10**30}, "limit_per_day"),
+        ({"max_connections": -1}, "max_connections"),
+        ({"ttl": -1}, "ttl"),
+        ({"auth": "plain"}, "user"),
+        ({"password": "p"}, "user"),
+        ({"user": "u\r\n", "password": "p"}, "control character"),
+    ],
+)
+def test_what_cannot_stand_is_refused_with_the_field_named(fields, word):
+    refused = save_account(account(**fields), None, Credentials(), SECRETS, "")
+    assert isinstance(refused, Refused) and refused.status == 400 and word in refused.sentence
+
+
+def test_nought_means_no_limit():
+    saving = save_account(
+        account(limit_per_minute=0, limit_per_hour=None, batch_size=0), None, Credentials(), SECRETS, ""
+    )
+    fact = saving.fact
+    assert (fact.limit_per_minute, fact.limit_per_hour, fact.batch_size, fact.ttl) == (None, None, None, 300)
+
+
+async def test_the_password_stays_only_with_the_same_relay_and_user(tmp_path, autojump_clock):
+    async with controlling(tmp_path) as (store, ask):
+        assert await ask(SaveAccount(account(user="u", password="secret"))) == {"ok": True}
+
+        async def after(**fields):
+            await ask(SaveAccount(account(**fields)))
+            row = await store.read(reading.account, "main")
+            sealed = await store.read(sealed_credentials, row.number)
+            opened = msgspec.json.decode(store.secrets.unseal(sealed), type=Credentials)
+            assert row.has_password == (opened.password is not None)
+            return opened.password
+
+        assert await after(user="u", limit_per_minute=5) == "secret"
+        assert await after(user="other") is None
+        assert await after(user="u", password="secret") == "secret"
+        assert await after(user="u", port=25) is None
+        assert await after(user="u", password="secret") == "secret"
+        assert await after(user="u", host="elsewhere.example") is None
+        assert await after(user="u", password="") is None
+        assert [each[0] for each in await rows(store, "select number from accounts")] == [1]
+        log = str(await facts(store))
+        assert "secret" not in log and "'u'" not in log and "by='tester'" in log
+
+
+async def test_an_account_saved_again_as_it_is_does_not_differ(tmp_path, autojump_clock):
+    async with controlling(tmp_path) as (store, ask):
+        await ask(SaveAccount(account(user="u", password="p", limit_per_hour=9)))
+        row = await store.read(reading.account, "main")
+        same = save_account(account(user="u", limit_per_hour=9), row, Credentials("u", "p"), store.secrets, "config")
+        other = save_account(account(user="u", limit_per_hour=8), row, Credentials("u", "p"), store.secrets, "config")
+        assert not differs(same.fact, row) and differs(other.fact, row)
+
+
+async def test_no_attempt_starts_after_the_answer_to_suspend_pause_or_removal(tmp_path, autojump_clock):
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        [number] = await accept(store, "a")
+
+        async def refusal():
+            draft = Draft(AttemptStarted(revision=number, recipients=(0,)), message=number, account=1)
+            answer = (await store.record([draft])).answers[0]
+            return answer.reason if isinstance(answer, Declined) else None
+
+        assert await ask(Suspend()) == await ask(Suspend()) == {"ok": True, "active": False}
+        assert await refusal() == "suspended"
+        assert await ask(Activate()) == await ask(Activate()) == {"ok": True, "active": True}
+        assert await ask(PauseAccount("main")) == await ask(PauseAccount("main")) == {"ok": True}
+        assert await refusal() == "account paused"
+        assert await ask(ResumeAccount("main")) == await ask(ResumeAccount("main")) == {"ok": True}
+        assert await ask(RemoveAccount("main")) == {"ok": True}
+        assert await refusal() == "no such account"
+        assert (await kinds(store))[2:] == [
+            "DispatchSuspended",
+            "DispatchActivated",
+            "AccountPaused",
+            "AccountResumed",
+            "AccountRemoved",
+        ]
+
+
+@pytest.mark.parametrize("command", [PauseAccount("x"), ResumeAccount("x"), RemoveAccount("x")])
+async def test_an_unknown_account_is_404(tmp_path, autojump_clock, command):
+    async with controlling(tmp_path) as (_, ask):
+        refused = await ask(command)
+        assert isinstance(refused, Refused) and refused.status == 404
+
+
+@pytest.mark.parametrize(("chosen", "state"), [("hold", "held"), ("send", "waiting")])
+async def test_after_a_restored_backup_somebody_must_choose(tmp_path, autojump_clock, chosen, state):
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        await accept(store, *[f"id {index}" for index in range(STEP + 5)])
+        await store.record([Draft(DispatchSuspended(by="recovery", restored=True))])
+        refused = await ask(Activate())
+        assert isinstance(refused, Refused) and refused.status == 400
+        assert await ask(Activate(chosen)) == {"ok": True, "active": True}
+        assert set((await states(store)).values()) == {state}
+        assert (await facts(store))[-1].fact.restored == chosen
+
+
+async def test_deleting_goes_by_state(tmp_path, autojump_clock):
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        numbers = dict(zip("wfsd", await accept(store, *"wfsd"), strict=True))
+        await store.record([Draft(MessageRejected(id="r", reason="missing to"), message=OWN)])
+        flying = await start(store, numbers["f"], 1)
+        attempt = await start(store, numbers["s"], 1)
+        await end(store, numbers["s"], 1, attempt, "done", "delivered")
+        seq = store.last_seq
+        answer = await ask(DeleteMessages(("w", "f", "s", "w", "nobody", "r")))
+        assert answer == {"ok": True, "removed": 4, "not_found": ["nobody"]}
+        assert await kinds(store, seq) == ["MessageWithdrawn", "MessageWithdrawn", "ContentErased"]
+        assert (await facts(store))[-1].fact.letters == ((numbers["s"], numbers["s"]),)
+        assert await states(store) == {"w": "withdrawn", "f": "in_flight", "s": "sent", "d": "waiting", "r": "rejected"}
+        seq = store.last_seq
+        await ask(DeleteMessages(("f",)))
+        assert store.last_seq == seq, "a mark is set once"
+        await end(store, numbers["f"], 1, flying, "due", "deferred", due_us=2 * T0_US)
+        assert (await states(store))["f"] == "withdrawn"
+
+
+async def test_deleting_thousands_goes_in_steps(tmp_path, autojump_clock):
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        ids = [f"id {index}" for index in range(2 * STEP + 1)]
+        await accept(store, *ids)
+        commits = len(await rows(store, "select 1 from commits"))
+        assert (await ask(DeleteMessages(tuple(ids))))["removed"] == len(ids)
+        assert len(await rows(store, "select 1 from commits")) == commits + 3
+
+
+async def test_run_now_rings_every_bell(tmp_path, autojump_clock):
+    rung = []
+    async with controlling(tmp_path, lambda: rung.append("a"), lambda: rung.append("b")) as (_, ask):
+        assert await ask(RunNow()) == {"ok": True} and rung == ["a", "b"]
+
+
+async def test_a_store_that_stops_is_unavailable_and_a_crash_drops_its_command(tmp_path, autojump_clock):
+    def broken():
+        raise ZeroDivisionError
+
+    send, receive = trio.open_memory_channel(2)
+    async with opened(tmp_path) as store:
+        reply, crashed = Reply(), Reply()
+        send.send_nowait(Control(RunNow(), "t", crashed))
+        with pytest.raises(ZeroDivisionError):
+            await run_control(receive, store, [broken])
+        with pytest.raises(Dropped):
+            await crashed.get()
+        store.recorder.shut()
+        send.send_nowait(Control(Suspend(), "t", reply))
+        send.close()
+        await run_control(receive, store, [])
+        assert isinstance(await reply.get(), Unavailable)
