@@ -5,11 +5,13 @@ Each takes a connection and a `Look`: the live one, or, for `audit/at`, the refo
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec import Raw, Struct
 
 from events.fact import Entry
 from store import reading
 from store.results_text import states_of
+from store.secrets import Secrets
 from store.views.messages import MessageRow
 
 from . import shapes
@@ -45,6 +47,12 @@ def deferred(connection: reading.Connection, look: Look, after: int, limit: int)
     around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
     rows = tuple(shapes.deferred(row, beside, around, look.now_us) for row in page.rows)
     return shapes.DeferredList(ok=True, deferred=rows, next=page.next)
+
+
+def held(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.HeldList:
+    page = reading.held(connection, after, limit)
+    around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
+    return shapes.HeldList(ok=True, held=tuple(shapes.held(row, beside, around) for row in page.rows), next=page.next)
 
 
 def results(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.ResultList:
@@ -145,3 +153,21 @@ def status(
     counts, around = reading.counts(connection, look.now_us), reading.surroundings(connection)
     seq = reading.last_seq(connection)
     return shapes.status_answer(counts, around, look.now_us, reasons, version, look.log, seq)
+
+
+def accounts(connection: reading.Connection, look: Look, secrets: Secrets | None) -> shapes.AccountList:
+    """The living accounts; who looks back sees no users, since credentials are kept as they are now only."""
+    rows = [row for row in reading.accounts(connection) if not row.removed]
+    sealed = reading.sealed_credentials(connection, [row.number for row in rows]) if secrets else {}
+    users = {number: _user(secrets.unseal(data)) for number, data in sealed.items()} if secrets else {}
+    return shapes.AccountList(
+        ok=True, accounts=tuple(shapes.account(row, users.get(row.number), look.now_us) for row in rows)
+    )
+
+
+class _Credentials(Struct, frozen=True):
+    user: str | None = None
+
+
+def _user(plain: bytes) -> str | None:
+    return msgspec.json.decode(plain, type=_Credentials).user

@@ -44,7 +44,7 @@ class Pending(Shape):
 
 
 class PendingList(Shape):
-    ok: Literal[True] | bool
+    ok: bool
     pending: tuple[Pending, ...]
     next: int | None = None
 
@@ -75,6 +75,23 @@ class Recipient(Shape):
     enhanced: str | None = None
     reply: str | None = None
     queue_id: str | None = None
+
+
+class Held(Shape):
+    id: str
+    account_id: str | None = None
+    cause: str
+    attempts: int
+    created_at: str
+    created_ts: int
+    last_error: str | None = None
+    recipients: tuple[Recipient, ...]
+
+
+class HeldList(Shape):
+    ok: bool
+    held: tuple[Held, ...]
+    next: int | None = None
 
 
 class Result(Shape):
@@ -185,9 +202,12 @@ class StatusAnswer(Shape):
     accounts: dict[str, AccountState]
 
 
+SendStatus = Literal["sent", "deferred", "error", "pending"]
+
+
 class SendResult(Shape):
     id: str
-    status: Literal["sent", "deferred", "error", "pending"]
+    status: SendStatus
     deferred_until: int | None = None
     error: str | None = None
     smtp_code: int | None = None
@@ -319,6 +339,20 @@ def deferred(row: MessageRow, beside: Beside, around: Surroundings, now_us: int)
     )
 
 
+def held(row: MessageRow, beside: Beside, around: Surroundings) -> Held:
+    envelope = envelope_of(beside, row.revision)
+    return Held(
+        id=row.id,
+        account_id=account_id(around, row.account),
+        cause=row.cause or "held",
+        attempts=row.attempts,
+        created_at=iso(row.created_us),
+        created_ts=seconds(row.created_us),
+        last_error=last_error(row, beside.replies),
+        recipients=recipients(states_of(row.recipients), envelope, beside, final=False),
+    )
+
+
 def result(row: ResultRow, beside: Beside, around: Surroundings) -> Result:
     states = states_of(row.recipients)
     at = seconds(row.at_us)
@@ -415,7 +449,7 @@ def status_answer(
 
 
 def send_result(
-    row: MessageRow, beside: Beside, around: Surroundings, now_us: int, status: Literal["sent", "deferred", "error", "pending"]
+    row: MessageRow, beside: Beside, around: Surroundings, now_us: int, status: SendStatus
 ) -> SendResult:
     """What send-message tells of a message's first outcome."""
     states = states_of(row.recipients)

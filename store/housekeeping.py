@@ -125,10 +125,9 @@ class Relief:
     def between_turns(self) -> None:
         """Costs some microseconds where there is nothing to do."""
         wal = wal_of(self._db_path)
-        if relieve(self._connection, wal.bytes, self._past_bytes):
-            if wal.bytes <= self._limit_bytes or wal.bytes > self._past_bytes:
-                self._past_bytes = self._limit_bytes
-        else:
+        if wal.bytes <= self._limit_bytes:
+            self._past_bytes = self._limit_bytes
+        elif wal.bytes > self._past_bytes and not relieve(self._connection, wal.bytes, self._limit_bytes):
             self._past_bytes = wal.bytes + self._limit_bytes // 4
 
 
@@ -165,7 +164,8 @@ def free_pages(connection: sqlite3.Connection) -> int:
 
 def vacuum_step(connection: sqlite3.Connection) -> None:
     """Give a few free pages back to the file system."""
-    connection.execute(f"pragma incremental_vacuum({VACUUM_PAGES})").fetchall()
+    # Each step of this statement frees one page, and `execute` stops after the first: it has no columns.
+    connection.executescript(f"pragma incremental_vacuum({VACUUM_PAGES})")
 
 
 def truncate(connection: sqlite3.Connection) -> bool:

@@ -8,31 +8,45 @@
 That is all there is to the store's outside: record, follow, read.
 """
 
+import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
+from msgspec import Struct
 
 from events.fact import Draft, Entry
+from events.message import ContentErased
 from events.wire import decode_row
 
 from .beside import Beside
 from .clock import Clock
-from .files import MarkKeeper, WrongKey, hold_lock, read_or_make_key
+from .erasing import erase_step
+from .files import MarkKeeper, WrongKey, hold_lock, read_mark, read_or_make_key
 from .following import Follower, Hub
-from .recorder import InlineTurner, Recorder, ThreadTurner, Turner
+from .housekeeping import MB, Housekeeper, Relief
+from .recorder import InlineTurner, NotRecorded, Recorder, ThreadTurner, Turner
+from .recovery import Decision, decide
+from .replay import rebuild
 from .schema import VIEW_VERSIONS, migrate
 from .secrets import Secrets
+from .surveying import survey
 from .writer import Recorded, Request, TurnResult, Writer
+
+logger = logging.getLogger("letterbook.store")
 
 READERS_MAX = 4
 """Threads that read at once: pages for slow followers, lists for the API, refills; each has its own connection."""
 
 LOG_ID_BYTES = 8
+WAL_MB_MAX = 16
+ERASE_LOOK_S = 1.0
+"""Erasing is never urgent: a crash may always put it off to the next start."""
+
 DRAIN_S = 3.0
 
 Arguments = ParamSpec("Arguments")
@@ -103,12 +117,13 @@ class Store:
     """What is remembered, seen from outside."""
 
     def __init__(
-        self, path: Path, log_id: str, clock: Clock, secrets: Secrets, recorder: Recorder, hub: Hub, readers: Readers
+        self, path: Path, clock: Clock, opened: "_Opened", recorder: Recorder, hub: Hub, readers: Readers
     ) -> None:
         self.path = path
-        self.log_id = log_id
         self.clock = clock
-        self.secrets = secrets
+        self.log_id = opened.log_id
+        self.secrets = opened.secrets
+        self.recovered = opened.decision
         self.recorder = recorder
         self._hub = hub
         self._readers = readers
@@ -149,69 +164,137 @@ class OpeningError(Exception):
     """The store cannot be opened as it is; the text is one line that says what to do."""
 
 
-def _is_there(path: Path) -> bool:
-    """SQLite makes an empty file before the first table: that is no log yet."""
-    return path.exists() and path.stat().st_size > 0
-
-
 @asynccontextmanager
 async def open_store(
     path: Path,
     key_file: Path,
     *,
     clock: Clock,
-    version: str = "",
     entropy: Callable[[int], bytes] = os.urandom,
     threaded: bool = True,
+    wal_mb_max: int = WAL_MB_MAX,
     drain_s: float = DRAIN_S,
 ) -> AsyncIterator[Store]:
     """Open the store for writing and hold it until the block ends; then what is queued is written for `drain_s`.
 
-    Raises FileTrouble (locked, key), OpeningError (damaged, of a newer release). `threaded=False` runs everything
+    Raises FileTrouble (locked, key) and OpeningError (views to be rebuilt first). `threaded=False` runs everything
     inline, for virtual time.
     """
     with ExitStack() as stack:
-        log_exists = _is_there(path)
-        stack.enter_context(hold_lock(path))
-        secrets = Secrets(read_or_make_key(key_file, log_exists, entropy), entropy)
-        connection = connect(path)
-        stack.callback(connection.close)
-        migrate(connection)
-        log_id = _identify(connection, secrets, key_file, entropy)
-        writer = Writer(connection, clock.now_us)
+        opened = _open(path, key_file, clock, entropy, stack)
+        writer = opened.writer
+        work = _Work(writer, opened.keeper, Relief(path, writer.connection, wal_mb_max * MB), clock)
+        turner: Turner = ThreadTurner(work.turn) if threaded else InlineTurner(work.turn)
         readers = Readers(path, threaded)
         stack.callback(readers.close)
-        keeper = MarkKeeper(path, log_id)
-        run = _marking(writer, keeper, clock)
-        turner: Turner = ThreadTurner(run) if threaded else InlineTurner(run)
-        stack.callback(turner.close)
+        housekeeper = Housekeeper(path, stack.enter_context(_closing(connect(path))), threaded)
 
         async def read_page(after: int, limit: int) -> tuple[Entry, ...]:
             return await readers.read(lambda reading: page(reading, after, limit))
 
         hub = Hub(writer.last_seq, read_page)
         recorder = Recorder(turner, hub.publish)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(recorder.run)
-            try:
-                yield Store(path, log_id, clock, secrets, recorder, hub, readers)
-            finally:
-                with trio.CancelScope(shield=True):
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(recorder.run)
+                nursery.start_soon(housekeeper.run)
+                nursery.start_soon(work.erase, recorder, housekeeper)
+                try:
+                    yield Store(path, clock, opened, recorder, hub, readers)
+                finally:
                     await recorder.close(trio.current_time() + drain_s)
-                hub.close()
-                nursery.cancel_scope.cancel()
-        keeper.finish(writer.last_seq)
+                    hub.close()
+                    nursery.cancel_scope.cancel()
+        finally:
+            turner.close()
+        opened.keeper.finish(writer.last_seq)
 
 
-def _marking(writer: Writer, keeper: MarkKeeper, clock: Clock) -> Callable[[Sequence[Request]], TurnResult]:
-    """A turn, and then the mark: only what is on disk is marked."""
+class _Opened(Struct, frozen=True):
+    """A database that is ours, recovered, with its writer."""
 
-    def turn(requests: Sequence[Request]) -> TurnResult:
-        result = writer.turn(requests)
-        keeper.keep(writer.last_seq, clock.monotonic_us())
+    log_id: str
+    secrets: Secrets
+    writer: Writer
+    keeper: MarkKeeper
+    decision: Decision
+
+
+def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], bytes], stack: ExitStack) -> _Opened:
+    """Lock, key, tables, and what recovery decided; that a backup was restored is on disk when it returns."""
+    log_exists = _is_there(path)
+    stack.enter_context(hold_lock(path))
+    secrets = Secrets(read_or_make_key(key_file, log_exists, entropy), entropy)
+    connection = stack.enter_context(_closing(connect(path)))
+    migrate(connection)
+    log_id = _identify(connection, secrets, key_file, entropy)
+    decision = decide(survey(connection, read_mark(path), clock.now_us()))
+    if decision.refuse:
+        raise OpeningError("; ".join(decision.lines))
+    for line in decision.lines:
+        logger.warning("%s", line)
+    if decision.refold:
+        rebuild(connection)
+    writer = Writer(connection, clock.now_us)
+    if decision.restored:
+        writer.turn([Request(tuple(map(Draft, decision.facts)), {})])
+        log_id = entropy(LOG_ID_BYTES).hex()
+        connection.execute("update meta set value = ? where name = 'log'", (log_id,))
+    return _Opened(log_id, secrets, writer, MarkKeeper(path, log_id), decision)
+
+
+@contextmanager
+def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _is_there(path: Path) -> bool:
+    """SQLite makes an empty file before the first table: that is no log yet."""
+    return path.exists() and path.stat().st_size > 0
+
+
+class _Work:
+    """What the writer's thread does: a turn; then the mark, for only what is on disk is marked; then room in the
+    write-ahead file, and a step of erasing."""
+
+    def __init__(self, writer: Writer, keeper: MarkKeeper, relief: Relief, clock: Clock) -> None:
+        self._writer = writer
+        self._keeper = keeper
+        self._relief = relief
+        self._clock = clock
+        # What a crash left unerased is taken up again.
+        self._erasing = True
+
+    def turn(self, requests: Sequence[Request]) -> TurnResult:
+        result = self._writer.turn(requests)
+        if error := self._keeper.keep(self._writer.last_seq, self._clock.monotonic_us()):
+            logger.warning("the mark file cannot be written: %s", error)
+        self._relief.between_turns()
+        if any(isinstance(entry.fact, ContentErased) for entry in result.entries):
+            self._erasing = True
+        if self._erasing:
+            self._erasing = erase_step(self._writer.connection) > 0
         return result
 
-    return turn
+    async def erase(self, recorder: Recorder, housekeeper: Housekeeper) -> None:
+        """While there is something to erase, see that turns go on; then have the write-ahead file cut."""
+        while True:
+            if self._erasing:
+                await _empty_turn(recorder)
+                if not self._erasing:
+                    housekeeper.ask_for_truncating()
+            else:
+                await trio.sleep(ERASE_LOOK_S)
+
+
+async def _empty_turn(recorder: Recorder) -> None:
+    try:
+        await recorder.record(())
+    except NotRecorded:
+        await trio.sleep(ERASE_LOOK_S)
 
 
 def _identify(connection: sqlite3.Connection, secrets: Secrets, key_file: Path, entropy: Callable[[int], bytes]) -> str:

@@ -390,6 +390,11 @@ def totals(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute(sql.TOTALS).fetchall())
 
 
+def open_messages(connection: sqlite3.Connection) -> int:
+    """How many messages are not final."""
+    return sum(n for state, n in totals(connection).items() if state in OPEN)
+
+
 def _later(connection: sqlite3.Connection, now_us: int) -> dict[int, int]:
     """How many waiting messages of each account are due later than now."""
     minute = now_us // MINUTE_US

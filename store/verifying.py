@@ -81,8 +81,11 @@ class Commit(Struct, frozen=True):
 Progress = Callable[[int, int], None]
 """Called after every page with how many facts are verified, of how many. A caller inside the service sleeps here."""
 
-_ENDS = "select coalesce(min(seq), 1), coalesce(max(seq), 0), (select coalesce(max(last_seq), 0) from commits) from log"
-"""Where the log begins and ends, and where its commits end, in one reading."""
+_ENDS = (
+    "select coalesce((select min(seq) from log), 1), coalesce((select max(seq) from log), 0),"
+    " coalesce((select max(last_seq) from commits), 0)"
+)
+"""Where the log begins and ends, and where its commits end, in one reading; each is an end of a key."""
 
 _COMMITS = "select last_seq, format, hash from commits where last_seq > ? and last_seq <= ? order by last_seq limit ?"
 """The next page of commits."""

@@ -54,8 +54,7 @@ TABLE: tuple[Row, ...] = (
     Row(("4xx", "5xx"), RELAY_TROUBLE, "before MAIL nothing was said about a message", SESSION),
     Row(("530", "534", "535", "538"), RELAY_TROUBLE, "RFC 4954 section 6, RFC 3207 section 4: who we are, not what we "
         "send; another login or TLS mends it", ("mail", "rcpt", "data")),
-    Row(("500", "502", "503"), RELAY_TROUBLE, "RFC 5321 section 4.2.4: MAIL itself is not taken in this session",
-        ("mail",)),
+    Row(("503",), RELAY_TROUBLE, "RFC 5321 section 4.1.4: MAIL out of sequence is about the session", ("mail",)),
     Row(("552",), LATER_RECIPIENT, "RFC 5321 section 4.5.3.1.10: too many recipients, said with the older code",
         ("rcpt",), "none"),
     Row(("5xx",), LATER_RECIPIENT, "RFC 3463 section 3.6: X.5.3 is too many recipients", ("rcpt",), "5.5.3"),

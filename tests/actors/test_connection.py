@@ -692,7 +692,6 @@ async def test_aiosmtpd_with_implicit_tls(authority, ca_file):
         assert (await connection.deliver(mail(content=content * 20_000))).outcomes[0].status == "delivered"
         await connection.aclose()
         assert handler.contents == [content * 20_000]
-        assert (await trouble(TrioNetwork(), relay(host="localhost", port=controller.port))).reason == "greeting"
 
 
 async def test_a_certificate_for_another_name_is_none(authority, ca_file):
@@ -718,7 +717,9 @@ SINK = shutil.which("smtp-sink", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/
 async def sink(*options: str) -> AsyncIterator[Relay]:
     """Postfix's test server: it pipelines, and its options say what it refuses."""
     where = relay(host="127.0.0.1", port=free_port(), tls="none")
-    process = subprocess.Popen([SINK or "", *options, f"127.0.0.1:{where.port}", "20"], stderr=subprocess.DEVNULL)
+    user = ("-u", "nobody") if os.geteuid() == 0 else ()
+    command = [SINK or "", *user, *options, f"127.0.0.1:{where.port}", "20"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         with trio.fail_after(10):
             while not await listens(where):

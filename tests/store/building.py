@@ -17,12 +17,19 @@ from store.writer import Recorded, Request, Writer
 
 T0_US = 1_700_000_000_000_000
 
+PRAGMAS = ("auto_vacuum = incremental", "journal_mode = wal", "wal_autocheckpoint = 0", "secure_delete = on")
+
 
 @contextmanager
 def database(path: Path | str = ":memory:") -> Iterator[sqlite3.Connection]:
     """A database with its tables, set as the service sets it."""
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
-        for pragma in ("auto_vacuum = incremental", "journal_mode = wal", "wal_autocheckpoint = 0"):
+        for pragma in (
+            "auto_vacuum = incremental",
+            "journal_mode = wal",
+            "wal_autocheckpoint = 0",
+            "secure_delete = on",
+        ):
             connection.execute(f"pragma {pragma}").close()
         migrate(connection)
         yield connection

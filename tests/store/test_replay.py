@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
@@ -16,6 +16,7 @@ from events.message import DoubtResolved, MessageFailed, MessageRevised, Message
 from events.report import BatchFetched, ResultsReported
 from events.schedule import DispatchSuspended
 from events.wire import decode_row, encode_data
+from store import reading, sql
 from store.beside import Replies
 from store.replay import (
     DIFFERENCES_MAX,
@@ -61,6 +62,7 @@ def refolded(source: sqlite3.Connection, page_facts: int, up_to: int) -> dict[st
 # Any sequence of facts
 
 
+@settings(deadline=None)
 @given(LOGS)
 def test_every_view_takes_any_sequence_of_facts(log):
     for view in ROW_VIEWS:
@@ -72,6 +74,7 @@ def test_every_view_takes_any_sequence_of_facts(log):
                 rows[key] = row
 
 
+@settings(deadline=None, max_examples=60)
 @given(LOGS, st.integers(1, 7), st.integers(1, 7))
 def test_any_log_folds_to_the_same_views_however_it_is_cut(log, turn, page):
     with database() as connection:
@@ -83,6 +86,7 @@ def test_any_log_folds_to_the_same_views_however_it_is_cut(log, turn, page):
         assert refolded(connection, turn, len(log)) == refolded(connection, page, len(log))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(DRAFTS, min_size=1, max_size=6), max_size=8), st.integers(1, 7))
 def test_what_admission_took_refolds_to_the_live_views(turns, page):
     with database() as connection:
@@ -259,6 +263,38 @@ def test_every_moment_is_as_it_was(db):
         with at(path, seq=seq) as moment:
             assert moment.seq == seq
             assert views_of(moment.connection) == views
+
+
+def answers(connection: sqlite3.Connection, now_us: int) -> list:
+    """What the readings behind the API answer."""
+    by_id = [reading.message_by_id(connection, name) for name in "abcdx"]
+    lists = [list_of(connection, now_us, 0, 100) for list_of in (reading.pending, reading.deferred)]
+    return [
+        *by_id,
+        *lists,
+        reading.held(connection, 0, 100),
+        reading.results(connection, 0, 100),
+        *(reading.timeline(connection, row.number) for row in by_id if row),
+    ]
+
+
+def test_readings_answer_as_they_did_then(tmp_path):
+    path, then = tmp_path / "x.db", {}
+    with database(path) as connection:
+        to = writer(connection, step_us=1_000_000)
+        for drafts in story():
+            record(to, drafts)
+            then[to.last_seq] = answers(connection, T0_US)
+        for seq, expected in then.items():
+            with at(path, seq=seq) as moment:
+                assert answers(moment.connection, T0_US) == expected
+
+
+def test_the_past_is_read_by_its_indexes_too(db):
+    _, path, _ = db
+    with at(path, seq=5) as moment:
+        plan = moment.connection.execute(f"explain query plan {sql.TIMELINE}", (5, 0, 10)).fetchall()
+        assert any("log_by_message" in step[3] for step in plan)
 
 
 def test_moments_within_a_turn_can_be_asked_for_too(db):

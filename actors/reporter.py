@@ -1,0 +1,208 @@
+"""The reporter tells the application's side what became of its mail, one event at a time, in the order of the log.
+
+It promises at least once, in order: an event is offered until it is acknowledged, and only then the cursor, a fact in
+the log, passes it. The cursor is the seq of the last fact told, so it covers deferrals as well as results. It cannot
+promise exactly once: after a crash up to EVENTS_A_CURSOR events are told again.
+
+It follows the log from the cursor, and looks up what a fact does not hold: ids, addresses' codes, the relay's words.
+An outage of days loses nothing. An event that the upstream itself refuses, whatever else it takes, is given up after
+GIVEN_UP_S, for everything behind it waits.
+
+Without an upstream a result counts as reported when it is final, and `count_as_reported` moves the cursor.
+"""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from events.attempt import AttemptEnded, AttemptInterrupted
+from events.fact import Draft, Entry, Fact
+from events.message import DoubtResolved, MessageFailed, MessageRejected, MessageWithdrawn
+from events.report import ResultsReported
+from events.values import MICROSECONDS
+from store.following import Batch
+from store.opening import Store
+from store.recorder import NotRecorded
+from store.results_text import reply_text, result_error
+from store.views.messages import RecipientState
+from store.worklists import Reportable, reportable, reported_up_to
+
+from .bell import Bell
+from .upstream import Trouble, back_off_s, call, shown
+
+logger = logging.getLogger("letterbook.reporter")
+
+EVENTS_A_CURSOR = 100
+"""So many events may be told twice after a crash; each cursor is a commit."""
+
+GATHER_S = 1.0
+"""Without an upstream the cursor moves once a second at most: it is one more fact each time."""
+
+REST_S = 1.0
+"""After the log could not take the cursor: the disk is full, or the service stops."""
+
+GIVEN_UP_S = 7 * 86_400.0
+REFUSING = frozenset({400, 409, 410, 413, 415, 422})
+"""Answers that speak of the event and not of the upstream's own state."""
+
+ANSWER_BYTES_MAX = 65_536
+
+NO_UPSTREAM = "no upstream"
+REPORTER = "reporter"
+
+Event = dict[str, Any]
+
+
+def matters(fact: Fact) -> bool:
+    """Whether the fact may have ended its message or put it off: what the cursor has to pass."""
+    if isinstance(fact, DoubtResolved):
+        return fact.resolution != "resend"
+    return isinstance(fact, AttemptEnded | AttemptInterrupted | MessageRejected | MessageFailed | MessageWithdrawn)
+
+
+def brings_result(fact: Fact) -> bool:
+    """Whether the fact is a result, as far as the fact alone can say."""
+    if isinstance(fact, AttemptEnded | AttemptInterrupted):
+        return fact.next in ("done", "failed")
+    return matters(fact) and not isinstance(fact, MessageWithdrawn)
+
+
+def deferred_until_us(entry: Entry) -> int | None:
+    """Until when an attempt put its message off; None where it did not, or only other recipients have their turn."""
+    match entry.fact:
+        case AttemptEnded() | AttemptInterrupted() as fact if fact.next == "due" and fact.due_cause != "more":
+            return fact.due_us
+    return None
+
+
+def iso(moment_us: int) -> str:
+    return datetime.fromtimestamp(moment_us // MICROSECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def event_of(entry: Entry, found: Reportable) -> Event | None:
+    """What the upstream is told of a fact; None for nothing."""
+    return _result(entry, found) or _deferral(entry, found)
+
+
+def _result(entry: Entry, found: Reportable) -> Event | None:
+    row = found.results.get(entry.seq)
+    if row is None:
+        return None
+    event = _event(row.id, row.status, entry, row.account, found)
+    if (error := result_error(row, found.replies)) is not None:
+        event["error"] = error
+    return event
+
+
+def _deferral(entry: Entry, found: Reportable) -> Event | None:
+    """A message that was being withdrawn ended with this very attempt, so nothing is put off."""
+    until_us = deferred_until_us(entry)
+    row = found.messages.get(entry.message or 0)
+    if until_us is None or row is None or row.final_seq == entry.seq:
+        return None
+    event = _event(row.id, "deferred", entry, entry.account, found)
+    if error := _words(entry, found):
+        event["error"] = error
+    event["deferred_until"] = until_us // MICROSECONDS
+    return event
+
+
+def _event(message_id: str, status: str, entry: Entry, account: int | None, found: Reportable) -> Event:
+    name = found.accounts.get(account) if account is not None else None
+    return {"id": message_id, "status": status, "timestamp": iso(entry.at_us), "account": name}
+
+
+def _words(entry: Entry, found: Reportable) -> str | None:
+    """The first reply of the attempt that was no delivery."""
+    assert isinstance(entry.fact, AttemptEnded | AttemptInterrupted)
+    for outcome in entry.fact.outcomes:
+        if outcome.status != "delivered":
+            state = RecipientState(outcome.status, outcome.code, outcome.enhanced, None, entry.seq)
+            return reply_text(state, outcome.recipient, found.replies)
+    return None
+
+
+async def count_as_reported(store: Store) -> None:
+    """Without an upstream: move the cursor past every result, until the log ends."""
+    async with store.follow(await store.read(reported_up_to)) as batches:
+        async for batch in batches:
+            past = [entry for entry in batch.entries if matters(entry.fact)]
+            if past:
+                results = sum(brings_result(entry.fact) for entry in past)
+                await _move_cursor(store, past[-1].seq, results, NO_UPSTREAM)
+                await trio.sleep(GATHER_S)
+
+
+async def _move_cursor(store: Store, up_to: int, results: int, by: str) -> None:
+    while True:
+        try:
+            await store.record([Draft(ResultsReported(up_to=up_to, results=results, by=by))])
+        except NotRecorded:
+            await trio.sleep(REST_S)
+        else:
+            return
+
+
+class Reporter:
+    """`url` is the one below which /delivery-report stands; `bell` is rung by run-now."""
+
+    def __init__(
+        self, store: Store, client: httpx.AsyncClient, url: str, chance: random.Random, *, bell: Bell | None = None
+    ) -> None:
+        self._store = store
+        self._client = client
+        self._url = f"{url.rstrip('/')}/delivery-report"
+        self._chance = chance
+        self.bell = bell or Bell()
+
+    async def run(self) -> None:
+        """Follow the log from the cursor, and tell what there is to tell, until the log ends."""
+        async with self._store.follow(await self._store.read(reported_up_to)) as batches:
+            async for batch in batches:
+                await self._report(batch)
+
+    async def _report(self, batch: Batch) -> None:
+        """Tell a batch's events; the cursor passes what needs no telling together with what was told."""
+        told = [entry for entry in batch.entries if matters(entry.fact)]
+        for start in range(0, len(told), EVENTS_A_CURSOR):
+            entries = told[start : start + EVENTS_A_CURSOR]
+            found = await self._look_up(entries)
+            results = 0
+            for event in self._events(entries, found):
+                await self._tell(event)
+                results += event["status"] != "deferred"
+            await _move_cursor(self._store, entries[-1].seq, results, REPORTER)
+
+    def _events(self, entries: Sequence[Entry], found: Reportable) -> Iterator[Event]:
+        return (event for entry in entries if (event := event_of(entry, found)) is not None)
+
+    async def _look_up(self, entries: Sequence[Entry]) -> Reportable:
+        put_off = [entry for entry in entries if deferred_until_us(entry) is not None]
+        numbers = [entry.message for entry in put_off if entry.message is not None]
+        return await self._store.read(
+            reportable, entries[0].seq, entries[-1].seq, numbers, [entry.seq for entry in put_off]
+        )
+
+    async def _tell(self, event: Event) -> None:
+        """Until it is acknowledged, or refused for so long that it stands in the way of the rest."""
+        content = msgspec.json.encode(event)
+        failures, began = 0, trio.current_time()
+        while True:
+            answer = await call(self._client, "POST", self._url, content=content, body_bytes_max=ANSWER_BYTES_MAX)
+            if not isinstance(answer, Trouble):
+                return
+            if answer.status in REFUSING and trio.current_time() - began > GIVEN_UP_S:
+                logger.error("%s: the event of %s is given up: %s", shown(self._url), event["id"], answer.text)
+                return
+            failures += 1
+            until = trio.current_time() + back_off_s(failures, self._chance)
+            logger.warning("%s: %s; next try in %.0f s", shown(self._url), answer.text, until - trio.current_time())
+            await self.bell.wait(until)
+            if trio.current_time() < until:
+                failures = 0

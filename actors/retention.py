@@ -1,0 +1,169 @@
+"""Retention ends what has waited too long, sweeps up after removed accounts, and lets go of what was reported.
+
+It promises that mail past its time fails with a fact, that no open message of a removed account is left over, that
+content goes only after its result was reported and kept long enough, and never past what is unreported. It all goes
+in steps of STEP messages, each a commit of its own, so nothing else waits for long; what a step meets in another
+state than it read is refused by admission and met again, or not, in a later one.
+
+It cannot know whether the wall clock is right. So it compares it with the monotonic one, writes down every step of it,
+and after a large step lets nothing expire for an hour: a wrong clock must not expire a queue. Removed accounts are
+swept all the same, for that depends on no clock.
+
+A message in flight under a removed account is left to its attempt; when that has ended, the next round finds it.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import trio
+from msgspec import Struct
+from msgspec.structs import replace
+
+from events.fact import Draft, Entry
+from events.message import ContentErased, MessageFailed, RetentionPassed
+from events.service import ClockStepped
+from events.values import MICROSECONDS
+from store.clock import COMPARE_EVERY_S
+from store.opening import Store
+from store.recorder import NotRecorded
+from store.recovery import CLOCK_BEHIND_US, EXPIRY_PAUSE_US
+from store.worklists import STEP, Expired, Finished, expired, finished, orphaned
+
+logger = logging.getLogger("letterbook.retention")
+
+ROUND_S = 1.0
+"""Mail fails within a second of its end; a round that finds nothing is four look-ups."""
+
+RETAIN_EVERY_S = 60.0
+"""What was kept for days may be kept for a minute more."""
+
+RETENTION = "retention"
+
+
+class State(Struct, frozen=True):
+    """Moments on the monotonic clock: until when nothing expires, and when to compare clocks and to let go next."""
+
+    paused_until_us: int = 0
+    compare_at_us: int = 0
+    retain_at_us: int = 0
+
+
+class Round(Struct, frozen=True):
+    """What a round is for, beside sweeping."""
+
+    compare: bool
+    expire: bool
+    retain: bool
+
+
+def plan(state: State, now_us: int) -> tuple[Round, State]:
+    """The round of this moment (monotonic), and the state after it."""
+    trusted = now_us >= state.paused_until_us
+    this = Round(now_us >= state.compare_at_us, trusted, trusted and now_us >= state.retain_at_us)
+    if this.compare:
+        state = replace(state, compare_at_us=now_us + int(COMPARE_EVERY_S * MICROSECONDS))
+    if this.retain:
+        state = replace(state, retain_at_us=now_us + int(RETAIN_EVERY_S * MICROSECONDS))
+    return this, state
+
+
+def stepped(state: State, moved_us: int, now_us: int) -> State:
+    """After the wall clock moved: a large step is not believed for an hour."""
+    if abs(moved_us) <= CLOCK_BEHIND_US:
+        return state
+    return replace(state, paused_until_us=max(state.paused_until_us, now_us + EXPIRY_PAUSE_US))
+
+
+def expiries(found: Sequence[Expired], now_us: int) -> list[Draft]:
+    """The facts that end these messages, each with its age in seconds."""
+    return [
+        Draft(
+            MessageFailed(cause="expired", after_s=max(0, now_us - each.created_us) // MICROSECONDS, by=RETENTION),
+            message=each.number,
+            account=each.account,
+        )
+        for each in found
+    ]
+
+
+def sweepings(found: Sequence[tuple[int, int]]) -> list[Draft]:
+    """The facts that end the mail of removed accounts."""
+    return [
+        Draft(MessageFailed(cause="account_removed", by=RETENTION), message=number, account=account)
+        for number, account in found
+    ]
+
+
+def lettings(step: Finished) -> list[Draft]:
+    """The facts that let a step go: contents first, so that a row never leaves before its content."""
+    erased = [Draft(ContentErased(letters=step.letters, by=RETENTION))] if step.letters else []
+    return [*erased, Draft(RetentionPassed(before=step.before))]
+
+
+class Retention:
+    """`keep_s` is how long results are kept once reported; `pause_us` what recovery said about the clock."""
+
+    def __init__(self, store: Store, keep_s: float, pause_us: int = 0) -> None:
+        self._store = store
+        self._keep_us = int(keep_s * MICROSECONDS)
+        now_us = store.clock.monotonic_us()
+        self._state = State(
+            paused_until_us=now_us + pause_us, compare_at_us=now_us + int(COMPARE_EVERY_S * MICROSECONDS)
+        )
+
+    @property
+    def paused_for_s(self) -> float:
+        """For how long nothing expires yet, because the clock moved: 0 where it is trusted."""
+        return max(0, self._state.paused_until_us - self._store.clock.monotonic_us()) / MICROSECONDS
+
+    async def run(self) -> None:
+        """A round every ROUND_S, for ever. While nothing can be recorded, rounds do nothing."""
+        while True:
+            try:
+                await self.round()
+            except NotRecorded as error:
+                logger.info("nothing was ended this time: %s", error)
+            await trio.sleep(ROUND_S)
+
+    async def round(self) -> None:
+        """Whatever is due now."""
+        this, self._state = plan(self._state, self._store.clock.monotonic_us())
+        if this.compare:
+            await self._compare_clocks()
+        await self._sweep()
+        if this.expire and not self.paused_for_s:
+            await self._expire()
+        if this.retain and not self.paused_for_s:
+            await self._let_go()
+
+    async def _compare_clocks(self) -> None:
+        moved_us = self._store.clock.step()
+        if not moved_us:
+            return
+        self._state = stepped(self._state, moved_us, self._store.clock.monotonic_us())
+        logger.warning("the clock moved by %.1f s; nothing expires for %.0f s", moved_us / 1e6, self.paused_for_s)
+        await self._store.record([Draft(ClockStepped(by_us=moved_us))], urgent=True)
+
+    async def _sweep(self) -> None:
+        while await self._end(sweepings(await self._store.read(orphaned))):
+            pass
+
+    async def _expire(self) -> None:
+        now_us = self._store.clock.now_us()
+        while await self._end(expiries(await self._store.read(expired, now_us), now_us)):
+            pass
+
+    async def _end(self, drafts: Sequence[Draft]) -> bool:
+        """Record a step; whether another may follow. One in which nothing fitted has no successor in this round."""
+        if not drafts:
+            return False
+        recorded = await self._store.record(drafts)
+        return len(drafts) >= STEP and any(isinstance(answer, Entry) for answer in recorded.answers)
+
+    async def _let_go(self) -> None:
+        """RetentionPassed is judged like any fact: past what is unreported it is refused."""
+        before_us = self._store.clock.now_us() - self._keep_us
+        while step := await self._store.read(finished, before_us):
+            recorded = await self._store.record(lettings(step))
+            if not (step.more and recorded.complete):
+                return

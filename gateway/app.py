@@ -1,0 +1,165 @@
+"""The Quart application: a route a row of the table, the live stream, and one shape for every error.
+
+It translates between HTTP and commands, and nothing else.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+from quart import Response, request, websocket
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import Map
+
+from .auth import TOO_MANY, UNAUTHORIZED, token_of
+from .commands import COMMANDS, Command, Reader
+from .door import Door
+from .errors import Answer, Trouble, bad, error
+from .front import LEASE, Front
+from .settings import BODY_S_MAX, SEND_S_MAX
+from .stream import Streams
+from .writing import Call
+
+BY_API = "api"
+"""Who asks over HTTP: there is one token."""
+
+STREAM = "/events/stream"
+OPEN_PATHS = frozenset(command.path for command in COMMANDS if command.open)
+
+SENTENCES = {
+    400: "The request is malformed",
+    404: "There is no such route",
+    405: "The route does not take this method",
+    408: "The body did not come in time",
+    413: "The body is larger than max_body_mb allows",
+    415: "Send the body as Content-Type: application/json",
+    426: "This is a websocket: ask for an upgrade",
+    500: "An unexpected error; the log has more",
+}
+
+
+def make_app(door: Door) -> Front:
+    """The ASGI application of one door."""
+    app = QuartTrio("gateway", static_folder=None)
+    app.url_map = _strict(app.url_map)
+    app.config.update(
+        MAX_CONTENT_LENGTH=door.settings.max_body_bytes,
+        BODY_TIMEOUT=BODY_S_MAX,
+        RESPONSE_TIMEOUT=SEND_S_MAX,
+        PROVIDE_AUTOMATIC_OPTIONS=False,
+    )
+    app.before_request(lambda: _authorize_request(door))
+    app.before_websocket(lambda: _authorize_websocket(door))
+    app.register_error_handler(HTTPException, _http_error)
+    for command in COMMANDS:
+        app.add_url_rule(command.path, command.name, _view(door, command), methods=[command.method])
+    streams = Streams(door)
+    app.add_url_rule(STREAM, "upgrade", _upgrade, methods=["GET"])
+    app.add_websocket(STREAM, "stream", _stream_view(streams))
+    return Front(app, door.bodies, door.settings.max_body_bytes)  # type: ignore[arg-type]  # ASGI, typed otherwise
+
+
+def _strict(url_map: Map) -> Map:
+    """Paths are what they say: nothing is redirected."""
+    url_map.strict_slashes = False
+    url_map.merge_slashes = False
+    return url_map
+
+
+def _respond(answer: Answer) -> Response:
+    return Response(answer.data, answer.status, dict(answer.headers), content_type=answer.content_type)
+
+
+# Who may come in
+
+
+async def _authorize_request(door: Door) -> Response | None:
+    if request.path in OPEN_PATHS or door.gate.open:
+        return None
+    return _judge(door, request.headers, request.remote_addr)
+
+
+async def _authorize_websocket(door: Door) -> Response | None:
+    if websocket.args.get("ticket") is not None or door.gate.open:
+        return None
+    return _judge(door, websocket.headers, websocket.remote_addr)
+
+
+def _judge(door: Door, headers: Any, address: str | None) -> Response | None:
+    match door.gate.judge(token_of(headers), address or ""):
+        case None:
+            return None
+        case 429:
+            refusal = error(429, TOO_MANY)
+            return _respond(Answer(refusal.body, 429, headers=(("Retry-After", "60"),)))
+        case status:
+            return _respond(error(status, UNAUTHORIZED))
+
+
+# Errors
+
+
+async def _http_error(problem: HTTPException) -> Response:
+    status = problem.code or 500
+    answer = error(status, SENTENCES.get(status, problem.name))
+    headers = answer.headers
+    if isinstance(problem, MethodNotAllowed) and problem.valid_methods:
+        headers = (("Allow", ", ".join(sorted(problem.valid_methods))),)
+    return _respond(Answer(answer.body, status, headers=headers))
+
+
+async def _upgrade() -> Response:
+    answer = error(426, SENTENCES[426])
+    return _respond(Answer(answer.body, 426, headers=(("Upgrade", "websocket"), ("Connection", "Upgrade"))))
+
+
+# Routes
+
+
+def _view(door: Door, command: Command) -> Callable[..., Awaitable[Response]]:
+    reader = Reader(command)
+
+    async def view(**path: str) -> Response:
+        try:
+            payload = await _payload(command, reader, path)
+            call = Call(payload, BY_API, request.scope.get(LEASE), request.headers.get("Idempotency-Key"))
+            return _respond(await command.handler(door, call))
+        except Trouble as trouble:
+            return _respond(trouble.answer)
+
+    return view
+
+
+async def _payload(command: Command, reader: Reader, path: dict[str, str]) -> Any:
+    match command.source:
+        case "path":
+            return reader.fields({name: _unquoted(value) for name, value in path.items()})
+        case "query":
+            return reader.fields(request.args.to_dict())
+    data = await request.get_data(cache=True)
+    if data:
+        _check_content_type()
+    return reader.body(data)
+
+
+def _check_content_type() -> None:
+    """A body says nothing of its type, or that it is JSON. Raises Trouble 415."""
+    mimetype = request.mimetype
+    if mimetype and mimetype != "application/json" and not mimetype.endswith("+json"):
+        raise Trouble(415, SENTENCES[415])
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        raise bad("the id in the path is not percent-encoded UTF-8") from None
+
+
+def _stream_view(streams: Streams) -> Callable[[], Awaitable[Response | None]]:
+    async def stream() -> Response | None:
+        refusal = await streams.serve(websocket.args.to_dict())
+        return _respond(refusal) if refusal else None
+
+    return stream

@@ -1,0 +1,184 @@
+"""Commands that only ask: each is one reading of one moment."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+from msgspec import Struct
+
+from events.values import MICROSECONDS
+from events.wire import KINDS
+from store import reading, replay
+
+from . import lists, metrics, queries
+from .door import Door
+from .errors import Answer, Trouble, bad
+from .lists import Look
+from .tickets import EXPIRES_S
+from .writing import Call
+
+
+async def health(door: Door, call: Call) -> Answer:
+    return Answer({"status": "ok"})
+
+
+async def ready(door: Door, call: Call) -> Answer:
+    reasons = door.reasons()
+    return Answer({"ready": False, "reasons": reasons}, 503) if reasons else Answer({"ready": True})
+
+
+async def status(door: Door, call: Call) -> Answer:
+    return Answer(await door.store.read(lists.status, door.look(), door.reasons(), door.version))
+
+
+async def pending(door: Door, call: Call) -> Answer:
+    asked: queries.Listing = call.payload
+    return Answer(await door.store.read(lists.pending, door.look(), asked.after, asked.limit))
+
+
+async def deferred(door: Door, call: Call) -> Answer:
+    asked: queries.Listing = call.payload
+    return Answer(await door.store.read(lists.deferred, door.look(), asked.after, asked.limit))
+
+
+async def results(door: Door, call: Call) -> Answer:
+    asked: queries.Results = call.payload
+    check_cursor(door, asked.after, asked.log)
+    return Answer(await door.store.read(lists.results, door.look(), asked.after, asked.limit))
+
+
+async def messages(door: Door, call: Call) -> Answer:
+    asked: queries.Messages = call.payload
+    filters = asked.status, asked.active_only, asked.account_id
+    return Answer(await door.store.read(lists.messages, door.look(), asked.after, asked.limit, *filters))
+
+
+async def message(door: Door, call: Call) -> Answer:
+    record = await door.store.read(lists.message, door.look(), call.payload.id)
+    if record is None:
+        raise Trouble(404, UNKNOWN_MESSAGE)
+    return Answer(record)
+
+
+UNKNOWN_MESSAGE = "No message with this id is known"
+
+
+async def accounts(door: Door, call: Call) -> Answer:
+    return Answer(await door.store.read(lists.accounts, door.look(), door.store.secrets))
+
+
+async def ticket(door: Door, call: Call) -> Answer:
+    return Answer({"ok": True, "ticket": door.tickets.give(), "expires_in": EXPIRES_S})
+
+
+# The log
+
+
+def check_cursor(door: Door, after: int, log: str | None) -> None:
+    """Raises Trouble 409 for a cursor of another log, or one past the end of this."""
+    last = door.store.last_seq
+    if log is not None and log != door.store.log_id:
+        raise Trouble(409, f"The cursor is of another log; this is {door.store.log_id}, its last seq is {last}",
+                      log=door.store.log_id, seq=last)  # fmt: skip
+    if after > last:
+        raise Trouble(409, f"after={after} is past the end of the log {door.store.log_id}, whose last seq is {last}",
+                      log=door.store.log_id, seq=last)  # fmt: skip
+
+
+def check_kind(kind: str | None) -> None:
+    if kind is not None and kind not in KINDS:
+        raise bad(f"the parameters do not fit: kind is none of {', '.join(sorted(KINDS))}")
+
+
+async def events(door: Door, call: Call) -> Answer:
+    """A page; with `wait`, as soon as it is not empty, or after that time."""
+    asked: queries.Events = call.payload
+    check_cursor(door, asked.after, asked.log)
+    check_kind(asked.kind)
+    after = asked.after
+    deadline = trio.current_time() + asked.wait
+    while True:
+        page, last = await door.store.read(
+            lists.events, door.store.log_id, after, asked.limit, asked.kind, asked.account_id, asked.message_id,
+            asked.expand,
+        )  # fmt: skip
+        if page.events or trio.current_time() >= deadline or door.stopping.is_set():
+            return Answer(page)
+        after = page.next
+        if after >= last:
+            with trio.move_on_at(deadline):
+                await door.watch.after(last)
+
+
+# The past
+
+
+View = Callable[[reading.Connection, Look, queries.At], Any]
+
+VIEWS: dict[str, View] = {
+    "pending": lambda connection, look, asked: lists.pending(connection, look, asked.after, asked.limit),
+    "deferred": lambda connection, look, asked: lists.deferred(connection, look, asked.after, asked.limit),
+    "held": lambda connection, look, asked: lists.held(connection, look, asked.after, asked.limit),
+    "results": lambda connection, look, asked: lists.results(connection, look, asked.after, asked.limit),
+    "accounts": lambda connection, look, _: lists.accounts(connection, look, None),
+    "message": lambda connection, look, asked: lists.message(connection, look, asked.id or ""),
+}
+"""The views that can be seen as of a moment."""
+
+
+async def audit_at(door: Door, call: Call) -> Answer:
+    asked: queries.At = call.payload
+    if (asked.seq is None) == (asked.time is None):
+        raise bad("the parameters do not fit: give one of seq and time")
+    if asked.view == "message" and asked.id is None:
+        raise bad("the parameters do not fit: view=message needs id")
+    look_back = _look_back, door.store.path, door.store.log_id, asked
+    found = await trio.to_thread.run_sync(*look_back, limiter=door.audits)
+    if found is None:
+        raise Trouble(404, UNKNOWN_MESSAGE)
+    return Answer(found)
+
+
+def _look_back(path: Path, log: str, asked: queries.At) -> Any:
+    """The view as of the moment. Raises Trouble 404 outside the log."""
+    time_us = None if asked.time is None else int(asked.time * MICROSECONDS)
+    try:
+        with replay.at(path, seq=asked.seq, time_us=time_us, progress=replay.breathe) as moment:
+            look = Look(moment.at_us, log, back=True)
+            return VIEWS[asked.view](moment.connection, look, asked)
+    except replay.OutsideLogError as error:
+        raise Trouble(404, f"{error}") from None
+
+
+# Numbers
+
+
+class _Numbers(Struct, frozen=True):
+    counts: reading.Counts
+    oldest_due_us: int | None
+
+
+def _numbers(connection: reading.Connection, now_us: int) -> _Numbers:
+    return _Numbers(reading.counts(connection, now_us), reading.oldest_due_us(connection))
+
+
+async def show_metrics(door: Door, call: Call) -> Answer:
+    now_us = door.store.clock.now_us()
+    numbers = await door.store.read(_numbers, now_us)
+    due_us = numbers.oldest_due_us
+    gauges = {
+        "queue_age_seconds": max(0, now_us - due_us) / MICROSECONDS if due_us is not None else 0.0,
+        "in_flight": numbers.counts.in_flight,
+        "log_bytes": _size(door.store.path),
+        "wal_bytes": _size(Path(f"{door.store.path}-wal")),
+        **door.gauges(),
+    }
+    return Answer(door.metrics.render(numbers.counts, gauges), content_type=metrics.CONTENT_TYPE)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

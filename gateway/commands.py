@@ -1,0 +1,121 @@
+"""The table of commands: a row a command, with its name, its route, the type of what it is given, the type of what it
+answers, and who decides. `handle_command` and the HTTP routes are made from it, and the bad-input test walks it.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+from events import payloads
+
+from . import asking, queries, shapes, writing
+from .door import Door
+from .errors import Answer, Trouble, convert, decode
+from .writing import Call
+
+Handler = Callable[[Door, Call], Awaitable[Answer]]
+Source = Literal["body", "query", "path"]
+
+
+class Command(Struct, frozen=True):
+    """One row. `answer` is None where control gives the contract's answer as it is."""
+
+    name: str
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    payload: Any
+    answer: Any
+    decides: Literal["ingest", "control", "gateway"]
+    handler: Handler
+    open: bool = False
+
+    @property
+    def source(self) -> Source:
+        """Where its payload stands in a request."""
+        if "<" in self.path:
+            return "path"
+        return "query" if self.method == "GET" else "body"
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("health", "GET", "/health", queries.Nothing, None, "gateway", asking.health, open=True),
+    Command("ready", "GET", "/ready", queries.Nothing, None, "gateway", asking.ready, open=True),
+    Command("status", "GET", "/status", queries.Nothing, shapes.StatusAnswer, "gateway", asking.status),
+    Command("run now", "POST", "/commands/run-now", payloads.Empty, None, "control", writing.run_now),
+    Command("suspend", "POST", "/commands/suspend", payloads.Empty, None, "control", writing.suspend),
+    Command("activate", "POST", "/commands/activate", payloads.Activate, None, "control", writing.activate),
+    Command("sendMessage", "POST", "/commands/send-message", dict[str, Raw], None, "ingest", writing.send_message),
+    Command("addMessages", "POST", "/commands/add-messages", payloads.AddMessages, None, "ingest", writing.add_messages),
+    Command(
+        "deleteMessages", "POST", "/commands/delete-messages", payloads.DeleteMessages, None, "control",
+        writing.delete_messages,
+    ),
+    Command("addAccount", "POST", "/account", payloads.Account, None, "control", writing.add_account),
+    Command("listAccounts", "GET", "/accounts", queries.Nothing, shapes.AccountList, "gateway", asking.accounts),
+    Command("deleteAccount", "DELETE", "/account/<id>", queries.Id, None, "control", writing.delete_account),
+    Command("pauseAccount", "POST", "/account/<id>/pause", queries.Id, None, "control", writing.pause_account),
+    Command("resumeAccount", "POST", "/account/<id>/resume", queries.Id, None, "control", writing.resume_account),
+    Command("pendingMessages", "GET", "/pending", queries.Listing, shapes.PendingList, "gateway", asking.pending),
+    Command("listDeferred", "GET", "/deferred", queries.Listing, shapes.DeferredList, "gateway", asking.deferred),
+    Command("results", "GET", "/results", queries.Results, shapes.ResultList, "gateway", asking.results),
+    Command("listMessages", "GET", "/messages", queries.Messages, shapes.MessageList, "gateway", asking.messages),
+    Command("showMessage", "GET", "/messages/<id>", queries.Id, shapes.MessageRecord, "gateway", asking.message),
+    Command("events", "GET", "/events", queries.Events, shapes.EventList, "gateway", asking.events),
+    Command("ticket", "POST", "/events/ticket", payloads.Empty, None, "gateway", asking.ticket),
+    Command("auditAt", "GET", "/audit/at", queries.At, None, "gateway", asking.audit_at),
+    Command("metrics", "GET", "/metrics", queries.Nothing, None, "gateway", asking.show_metrics),
+)  # fmt: skip
+
+BY_NAME: Mapping[str, Command] = {command.name: command for command in COMMANDS}
+
+IGNORES_FIELDS = frozenset({payloads.Empty, payloads.Activate})
+"""Bodies that may be missing, and whose unknown fields are ignored, as the replaced service did."""
+
+BY_PROGRAM = "program"
+"""Who asks where a program of one's own calls `handle_command`."""
+
+
+class Reader:
+    """Reads a command's payload; a decoder is made once."""
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
+        self._decoder = msgspec.json.Decoder(command.payload)
+        self._may_be_missing = command.payload in IGNORES_FIELDS if isinstance(command.payload, type) else False
+
+    def body(self, data: bytes) -> Any:
+        """The payload of a body. Raises Trouble 400."""
+        if self._may_be_missing and not data.strip():
+            data = b"{}"
+        return decode(data, self._decoder)
+
+    def fields(self, fields: dict[str, Any]) -> Any:
+        """The payload of a query or a path. Raises Trouble 400."""
+        return convert(fields, self._command.payload)
+
+
+async def handle_command(door: Door, name: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The answer to a command by name, as a JSON object; errors are answers too."""
+    command = BY_NAME.get(name)
+    if command is None:
+        return {"ok": False, "error": "unknown command"}
+    try:
+        answer = await command.handler(door, Call(_payload(command, dict(payload or {})), BY_PROGRAM))
+    except Trouble as trouble:
+        answer = trouble.answer
+    if isinstance(answer.body, bytes):
+        return {"ok": True, "text": answer.body.decode()}
+    decoded: dict[str, Any] = msgspec.json.decode(answer.data)
+    return decoded
+
+
+def _payload(command: Command, fields: dict[str, Any]) -> Any:
+    reader = Reader(command)
+    if command.source != "body":
+        return reader.fields(fields)
+    try:
+        return reader.body(msgspec.json.encode(fields))
+    except (TypeError, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise Trouble(400, f"the payload cannot be written as JSON: {error}") from None

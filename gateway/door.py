@@ -1,0 +1,163 @@
+"""The door: what the gateway was given, and how a command is handed over to those who act.
+
+A handler never owns a write: it puts a Submission or a Control into a channel, without waiting for room, and awaits
+the reply. When its client goes away the handler is cancelled, and the command is carried out all the same.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import trio
+from msgspec import Raw
+
+from events.commands import Command, Control, Decision, Dropped, Refused, Reply, Submission, Unavailable
+from store.opening import Store
+
+from .auth import Gate
+from .bodies import Bodies, Lease
+from .errors import Trouble, unavailable
+from .lists import Look
+from .metrics import Metrics
+from .settings import AUDITS_AT_ONCE, Settings
+from .tickets import Tickets
+from .watching import Watch
+
+STOPPING = "the service is stopping: ask again in a moment"
+BUSY = "too much is waiting to be taken: ask again in a moment"
+BACKLOG = "too many messages wait for delivery (max_backlog): ask again later"
+DISK = "the disk is nearly full (min_free_mb): free some space, then ask again"
+DROPPED = "the service could not say what became of this: ask again"
+
+
+class Door:
+    """Everything that the gateway has.
+
+    `reasons` are words of others why the service is not ready or not whole (the clock), `gauges` numbers of others
+    for the metrics (named as in metrics.GAUGES); both are asked for now and then and must not block.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        submissions: "trio.MemorySendChannel[Submission]",
+        controls: "trio.MemorySendChannel[Control]",
+        settings: Settings,
+        *,
+        stopping: trio.Event,
+        disk_low: Callable[[], bool],
+        version: str,
+        reasons: Callable[[], Sequence[str]] = tuple,
+        gauges: Callable[[], Mapping[str, float]] = dict,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.stopping = stopping
+        self.disk_low = disk_low
+        self.version = version
+        self.entropy = entropy
+        self.metrics = Metrics(settings.legacy_prefix)
+        self.watch = Watch(store, self.metrics, stopping)
+        self.gate = Gate(settings.api_token, store.clock.monotonic_us)
+        self.tickets = Tickets(entropy, store.clock.monotonic_us)
+        self.bodies = Bodies(settings.body_memory_bytes)
+        self.audits = trio.CapacityLimiter(AUDITS_AT_ONCE)
+        self.streams = 0
+        self._submissions = submissions
+        self._controls = controls
+        self._reasons = reasons
+        self._gauges = gauges
+
+    def look(self) -> Look:
+        """The present moment."""
+        return Look(self.store.clock.now_us(), self.store.log_id, self.disk_low())
+
+    # What is not ready
+
+    @property
+    def over_backlog(self) -> bool:
+        return 0 < self.settings.max_backlog <= self.watch.backlog
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why the service takes no mail, or sends none."""
+        dispatch = self.watch.dispatch
+        own = {
+            "stopping": self.stopping.is_set(),
+            "restored": not dispatch.active and bool(dispatch.restored),
+            "suspended": not dispatch.active and not dispatch.restored,
+            "disk": self.disk_low(),
+            "backlog": self.over_backlog,
+        }
+        return (*(word for word, holds in own.items() if holds), *self._reasons())
+
+    def check_accepting(self) -> None:
+        """Raises Trouble 503 while no mail is taken."""
+        if self.stopping.is_set():
+            raise unavailable(STOPPING)
+        if self.disk_low():
+            raise unavailable(DISK)
+        if self.over_backlog:
+            raise unavailable(BACKLOG)
+
+    def gauges(self) -> dict[str, float]:
+        """The numbers of others, and the gateway's own."""
+        return {
+            "follower_lag_facts": self.store.lag,
+            "body_bytes": self.bodies.held,
+            "streams": self.streams,
+            **self._gauges(),
+        }
+
+    # Handing over
+
+    async def submit(
+        self,
+        items: Sequence[bytes | Raw],
+        by: str,
+        lease: Lease | None = None,
+        *,
+        default_priority: int | None = None,
+        urgent: bool = False,
+    ) -> tuple[Decision, ...]:
+        """What became of these messages, in their order. Raises Trouble 503."""
+        self.check_accepting()
+        reply: Reply[tuple[Decision, ...]] = Reply()
+        _hand_over(self._submissions, Submission(items, by, reply, default_priority, urgent=urgent))
+        decisions = await _answer(reply, lease)
+        self.watch.backlog += sum(decision.number is not None and decision.recorded for decision in decisions)
+        return decisions
+
+    async def control(self, command: Command, by: str) -> dict[str, Any]:
+        """The contract's answer to a command. Raises Trouble."""
+        if self.stopping.is_set():
+            raise unavailable(STOPPING)
+        reply: Reply[dict[str, Any] | Refused | Unavailable] = Reply()
+        _hand_over(self._controls, Control(command, by, reply))
+        match await _answer(reply, None):
+            case Refused() as refused:
+                raise Trouble(refused.status, refused.sentence)
+            case Unavailable() as trouble:
+                raise unavailable(str(trouble) or BUSY)
+            case answer:
+                return answer
+
+
+def _hand_over(channel: "trio.MemorySendChannel[Any]", command: Submission | Control) -> None:
+    try:
+        channel.send_nowait(command)
+    except trio.WouldBlock:
+        raise unavailable(BUSY) from None
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        raise unavailable(STOPPING) from None
+
+
+async def _answer(reply: Reply[Any], lease: Lease | None) -> Any:
+    try:
+        return await reply.get()
+    except Dropped:
+        raise unavailable(DROPPED) from None
+    except trio.Cancelled:
+        if lease:
+            lease.keep_until(reply)
+        raise

@@ -1,0 +1,109 @@
+"""Numbers for Prometheus. Counters and histograms are folded from the batches that the gateway's follower brings;
+gauges are read when somebody asks. One registry an application, so that two in one process share nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from events.account import AccountThrottled
+from events.attempt import AttemptEnded, AttemptInterrupted
+from events.fact import Entry
+from events.message import DoubtResolved, MessageAccepted, MessageFailed, MessageRejected, MessageRevised
+from store.following import Batch
+from store.reading import Counts
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+ATTEMPT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+COMMIT_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+GAUGES: dict[str, str] = {
+    "queue_age_seconds": "How long the mail that has been due longest has waited",
+    "in_flight": "Attempts that are under way",
+    "connections": "Connections to relays",
+    "follower_lag_facts": "Facts that the slowest follower is behind",
+    "wal_bytes": "Size of the write-ahead file",
+    "log_bytes": "Size of the file that holds the log",
+    "log_bytes_per_day": "Growth of the log",
+    "disk_days_left": "Days until the disk is full, at this growth",
+    "body_bytes": "Bodies of requests in memory",
+    "streams": "Live streams",
+}
+"""Gauges that others give: name without prefix, and what it says."""
+
+
+class Metrics:
+    """Folds batches, and renders the text. `legacy_prefix` is that of the five metrics that older dashboards read."""
+
+    def __init__(self, legacy_prefix: Literal["asyncmail", "gmp"] = "asyncmail") -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def legacy(name: str, words: str) -> Counter:
+            return Counter(f"{legacy_prefix}_{name}", words, ["account_id"], registry=registry)
+
+        self._sent = legacy("sent", "Messages that every recipient's relay took")
+        self._errors = legacy("errors", "Messages that ended as an error")
+        self._deferred = legacy("deferred", "Attempts after which a message waits for another")
+        self._limited = legacy("rate_limited", "Times that an account's limit was used up")
+        self._pending = Gauge(f"{legacy_prefix}_pending_messages", "Messages that are due and wait", registry=registry)
+        self._accepted = Counter("letterbook_accepted", "Messages taken since the start", registry=registry)
+        self._states = Gauge("letterbook_messages", "Messages by state, ever", ["state"], registry=registry)
+        self._attempts = Histogram(
+            "letterbook_attempt_seconds", "An SMTP transaction", registry=registry, buckets=ATTEMPT_BUCKETS
+        )
+        self._commits = Histogram(
+            "letterbook_commit_seconds", "From a fact's stamp until followers have it", registry=registry,
+            buckets=COMMIT_BUCKETS,
+        )  # fmt: skip
+        self._gauges = {
+            name: Gauge(f"letterbook_{name}", words, registry=registry) for name, words in GAUGES.items()
+        }
+
+    def fold(self, batch: Batch, account_ids: Mapping[int, str], now_us: int) -> None:
+        """Count what a batch says."""
+        self._commits.observe(max(0, now_us - batch.entries[-1].at_us) / 1e6)
+        for entry in batch.entries:
+            self._count(entry, account_ids.get(entry.account or 0, ""))
+
+    def _count(self, entry: Entry, account_id: str) -> None:
+        match entry.fact:
+            case AttemptEnded() | AttemptInterrupted() as fact:
+                if isinstance(fact, AttemptEnded):
+                    self._attempts.observe(fact.took_us / 1e6)
+                self._count_end(fact.next, account_id)
+            case MessageFailed() | MessageRejected():
+                self._errors.labels(account_id).inc()
+            case DoubtResolved(resolution="sent"):
+                self._sent.labels(account_id).inc()
+            case DoubtResolved(resolution="error"):
+                self._errors.labels(account_id).inc()
+            case AccountThrottled():
+                self._limited.labels(account_id).inc()
+            case MessageAccepted() | MessageRevised():
+                self._accepted.inc()
+
+    def _count_end(self, next_step: str, account_id: str) -> None:
+        match next_step:
+            case "done":
+                self._sent.labels(account_id).inc()
+            case "failed":
+                self._errors.labels(account_id).inc()
+            case "due":
+                self._deferred.labels(account_id).inc()
+
+    def render(self, counts: Counts, gauges: Mapping[str, float]) -> bytes:
+        """The text; `gauges` are named as in GAUGES, and those that nobody gives stay as they were."""
+        self._pending.set(counts.pending)
+        states = {**_ALL_STATES, **counts.states}
+        accepted = sum(n for state, n in states.items() if state != "rejected")
+        for state, n in {**states, "accepted": accepted}.items():
+            self._states.labels(state).set(n)
+        for name, value in gauges.items():
+            self._gauges[name].set(value)
+        return prometheus_client.generate_latest(self.registry)
+
+
+_ALL_STATES = dict.fromkeys(("sent", "failed", "withdrawn", "waiting", "in_flight", "held", "rejected"), 0)

@@ -1,0 +1,360 @@
+"""The one place where everything is wired: read it downwards to see the whole service.
+
+    world (clock, network, chance) ── passed in, never reached for
+    store: recorder, followers                       up first, down last
+      delivery: sender pool, rate limiter, scheduler
+        ingest, control                              take commands from two channels
+          fetcher, reporter, retention               the application's side, and time
+            gateway: door, watch, HTTP               up last, down first
+
+Each actor is kept by supervision: what crashes is started again within a budget, then the service stops with a clear
+line. The recorder is never started again. At the stop the layers go in reverse order: HTTP answers what it has taken,
+the channels close behind it, ingest and control finish what is in them, attempts under way end within the drain
+deadline, and only then the store closes.
+"""
+
+import logging
+import os
+import random
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version as installed_version
+from typing import Any
+
+import httpx
+import trio
+from msgspec import Struct
+
+from actors.bell import Bell
+from actors.control import run_control
+from actors.delivery import Delivery
+from actors.fetcher import Fetcher
+from actors.ingest import run_ingest
+from actors.judgement import RetryPolicy
+from actors.network import Network, TrioNetwork
+from actors.parse import Policy
+from actors.reporter import Reporter, count_as_reported
+from actors.retention import Retention
+from actors.sender_pool import DeliveryPolicy
+from actors.supervision import keep
+from events import payloads
+from events.commands import Control, Refused, Reply, SaveAccount, Submission, Suspend, Unavailable
+from events.fact import Draft
+from events.service import ServiceStarted, ServiceStopped
+from events.values import MICROSECONDS
+from gateway.door import Door
+from gateway.settings import Settings
+from store.clock import Clock, SystemClock
+from store.housekeeping import MB, Growth, disk_low, figures
+from store.opening import Store, open_store
+from store.recorder import NotRecorded
+from store.worklists import dispatch_row
+
+from .config import Config
+
+logger = logging.getLogger("letterbook")
+
+SUBMISSIONS_MAX = 64
+"""Batches that wait for ingest; their bodies are bounded together by `body_memory_mb`."""
+
+CONTROLS_MAX = 64
+
+END_RECORDING_S = 3.0
+"""After the drain deadline, cancelled senders have this long to record how far they had come."""
+
+DISK_LOOK_S = 1.0
+
+SWITCH_INTERVAL_S = 0.0002
+"""The loop holds Python's lock for so long before the writer's thread may have it; the default of 5 ms starved it."""
+
+DEFAULT_ACCOUNT = "default"
+CONFIG = "config"
+
+
+class World(Struct, frozen=True):
+    """What is outside. `threaded=False` runs the store inline, under virtual time; `client` calls the upstream."""
+
+    clock: Clock
+    network: Network
+    chance: random.Random
+    entropy: Callable[[int], bytes]
+    client: httpx.AsyncClient
+    threaded: bool = True
+
+
+class Disk:
+    """What is left of the disk, as of a second ago."""
+
+    def __init__(self, config: Config) -> None:
+        self._path = config.storage.db_path
+        self._min_free_mb = config.storage.min_free_mb
+        self._growth = Growth()
+        self._low = disk_low(self._path, self._min_free_mb)
+
+    def low(self) -> bool:
+        return self._low
+
+    async def watch(self) -> None:
+        while True:
+            await trio.sleep(DISK_LOOK_S)
+            self._low = disk_low(self._path, self._min_free_mb)
+
+    def gauges(self) -> dict[str, float]:
+        """Sizes in bytes, and what follows from how they grow."""
+        found = figures(self._path, self._growth, trio.current_time())
+        sizes = {"wal_bytes": float(found.wal_bytes), "log_bytes": float(found.log_bytes)}
+        if found.bytes_a_day is not None:
+            sizes["log_bytes_per_day"] = found.bytes_a_day
+        if found.days_left is not None:
+            sizes["disk_days_left"] = found.days_left
+        return sizes
+
+
+class Stop:
+    """When to stop: `asked` begins the drain, `now` cuts it short."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+        self.now = trio.Event()
+
+
+class System:
+    """A running service, without its HTTP server: the store, the actors, and the door in front of them."""
+
+    def __init__(self, config: Config, world: World, store: Store, stop: Stop) -> None:
+        self.config = config
+        self.world = world
+        self.store = store
+        self.stop = stop
+        self.version = installed_version("letterbook")
+        self.disk = Disk(config)
+        self.delivery = self._new_delivery()
+        give_submissions, self._submissions = trio.open_memory_channel[Submission](SUBMISSIONS_MAX)
+        give_controls, self._controls = trio.open_memory_channel[Control](CONTROLS_MAX)
+        self._inlets = (give_submissions, give_controls)
+        self.retention = Retention(
+            store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
+        )
+        self._bells = {name: Bell() for name in ("fetcher", "reporter")}
+        self.door = Door(
+            store,
+            give_submissions,
+            give_controls,
+            settings(config),
+            stopping=stop.asked,
+            disk_low=self.disk.low,
+            version=self.version,
+            reasons=self._reasons,
+            gauges=self._gauges,
+            entropy=world.entropy,
+        )
+
+    # Actors
+
+    def _new_delivery(self) -> Delivery:
+        config, world = self.config, self.world
+        return Delivery(
+            self.store,
+            world.network,
+            delivery_policy(config),
+            world.chance,
+            batch_size=config.delivery.batch_size_per_account,
+            longest_sleep_s=config.delivery.send_interval_seconds,
+        )
+
+    async def _deliver(self) -> None:
+        """Each start of the unit is a new one: nothing of a crashed one is left but what is in the log."""
+        self.delivery = self._new_delivery()
+        await self.delivery.run(self._draining, self.config.server.drain_seconds)
+
+    async def _ingest(self) -> None:
+        delivery = self.config.delivery
+        policy = Policy(
+            max_age_us=int(delivery.max_age_seconds * MICROSECONDS),
+            default_priority=delivery.default_priority,
+            message_bytes_max=delivery.max_message_mb * MB,
+        )
+        await run_ingest(self._submissions, self.store, policy)
+
+    async def _control(self) -> None:
+        await run_control(
+            self._controls, self.store, (self._run_delivery_now, *(bell.ring for bell in self._bells.values()))
+        )
+
+    def _run_delivery_now(self) -> None:
+        self.delivery.run_now()
+
+    async def _fetch(self, url: str) -> None:
+        world, config = self.world, self.config
+        await Fetcher(
+            world.client,
+            url,
+            self._inlets[0],
+            self.store.secrets,
+            world.chance,
+            interval_s=config.fetch.interval_seconds,
+            batch_max=config.delivery.max_batch,
+            bell=self._bells["fetcher"],
+        ).run()
+
+    async def _report(self, url: str | None) -> None:
+        if url is None:
+            await count_as_reported(self.store)
+        else:
+            bell = self._bells["reporter"]
+            await Reporter(self.store, self.world.client, url, self.world.chance, bell=bell).run()
+
+    # What others ask
+
+    def _reasons(self) -> tuple[str, ...]:
+        return ("clock",) if self.retention.paused_for_s else ()
+
+    def _gauges(self) -> Mapping[str, float]:
+        connections = self.delivery.pool.connections()
+        return {"connections": sum(connections.values()), "in_flight": connections["busy"], **self.disk.gauges()}
+
+    # Life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Everything but HTTP, until `stop.asked`; then the layers end in reverse order. Raises GivenUp."""
+        self._draining = trio.Event()
+        self._finishing = trio.CancelScope()
+        async with trio.open_nursery() as house:
+            house.start_soon(self._kept, "delivery", self._deliver)
+            async with trio.open_nursery() as desks:
+                desks.start_soon(self._kept, "ingest", self._ingest)
+                desks.start_soon(self._kept, "control", self._control)
+                await self._first_facts()
+                await self._stand_by(task_status)
+                for inlet in self._inlets:
+                    inlet.close()
+            self._draining.set()
+            house.start_soon(self._cut_short, house.cancel_scope)
+        await self._record_stop()
+
+    async def _stand_by(self, task_status: trio.TaskStatus[None]) -> None:
+        """The outer layers, for as long as the service runs; they hold nothing that must be finished."""
+        url = self.config.fetch.url
+        async with trio.open_nursery() as outer:
+            outer.start_soon(self.disk.watch)
+            outer.start_soon(self._kept, "reporter", lambda: self._report(url))
+            outer.start_soon(self._kept, "retention", self.retention.run)
+            if url is not None:
+                outer.start_soon(self._kept, "fetcher", lambda: self._fetch(url))
+            await outer.start(self.door.watch.run)
+            task_status.started()
+            await self.stop.asked.wait()
+            outer.cancel_scope.cancel()
+
+    async def _kept(self, name: str, start: Callable[[], Awaitable[None]]) -> None:
+        await keep(name, start)
+
+    async def _cut_short(self, scope: trio.CancelScope) -> None:
+        await self.stop.now.wait()
+        scope.cancel()
+
+    async def _first_facts(self) -> None:
+        """What configuration decides becomes facts before anything else happens."""
+        started = ServiceStarted(version=self.version, recovery=self.store.recovered.label)
+        await self.store.record([Draft(started)], urgent=True)
+        if (account := default_account(self.config)) is not None:
+            await self._ask(SaveAccount(account))
+        if not self.config.scheduler.active and (await self.store.read(dispatch_row)).since_us == 0:
+            await self._ask(Suspend())
+
+    async def _ask(self, command: SaveAccount | Suspend) -> None:
+        reply: Reply[dict[str, Any] | Refused | Unavailable] = Reply()
+        await self._inlets[1].send(Control(command, CONFIG, reply))
+        answer = await reply.get()
+        if isinstance(answer, Refused):
+            logger.error("[smtp] cannot be taken: %s", answer.sentence)
+
+    async def _record_stop(self) -> None:
+        try:
+            await self.store.record([Draft(ServiceStopped())], urgent=True)
+        except NotRecorded:
+            logger.warning("the log could not take the last fact: the next start will call this stop unclean")
+
+
+# Configuration, as each part wants it.
+
+
+def settings(config: Config) -> Settings:
+    return Settings(
+        host=config.server.host,
+        port=config.server.port,
+        api_token=config.server.api_token,
+        max_body_bytes=config.server.max_body_mb * MB,
+        body_memory_bytes=config.server.body_memory_mb * MB,
+        drain_seconds=config.server.drain_seconds,
+        max_backlog=config.server.max_backlog,
+        max_batch=config.delivery.max_batch,
+        send_wait_seconds=config.delivery.send_wait_seconds,
+        legacy_prefix=config.metrics.legacy_prefix,
+    )
+
+
+def delivery_policy(config: Config) -> DeliveryPolicy:
+    delivery = config.delivery
+    return DeliveryPolicy(
+        retry=RetryPolicy(
+            max_retries=delivery.max_retries,
+            retry_delays=delivery.retry_delays,
+            hold_in_doubt=delivery.in_doubt == "hold",
+            in_doubt_max=delivery.in_doubt_max,
+        ),
+        connections_max=delivery.max_connections,
+        ehlo_name=config.smtp.ehlo_name or socket.getfqdn(),
+        message_id_domain=config.smtp.message_id_domain,
+    )
+
+
+def default_account(config: Config) -> payloads.Account | None:
+    """The account of `[smtp]`, or None where it names no relay."""
+    smtp = config.smtp
+    if smtp.host is None:
+        return None
+    return payloads.Account(
+        id=DEFAULT_ACCOUNT,
+        host=smtp.host,
+        port=smtp.port,
+        user=smtp.user,
+        password=smtp.password or None,
+        use_tls=smtp.use_tls,
+        tls=smtp.tls,
+    )
+
+
+# Running
+
+
+@asynccontextmanager
+async def running(config: Config, world: World, stop: Stop) -> AsyncIterator[System]:
+    """A service without HTTP, from the block's beginning to its end. Raises FileTrouble, OpeningError, GivenUp."""
+    drain_s = END_RECORDING_S
+    async with open_store(
+        config.storage.db_path,
+        config.storage.key_file,
+        clock=world.clock,
+        entropy=world.entropy,
+        threaded=world.threaded,
+        wal_mb_max=config.storage.wal_mb_max,
+        drain_s=drain_s,
+    ) as store:
+        system = System(config, world, store, stop)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(system.run)
+            try:
+                yield system
+            finally:
+                stop.asked.set()
+
+
+@asynccontextmanager
+async def real_world() -> AsyncIterator[World]:
+    """This machine: its clocks, its network, its chance."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    async with httpx.AsyncClient() as client:
+        yield World(SystemClock(), TrioNetwork(), random.SystemRandom(), os.urandom, client)

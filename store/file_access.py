@@ -1,0 +1,94 @@
+"""The database of a running or a stopped service, opened from outside of it: to read, or to rebuild its views.
+
+Reading needs no lock: in WAL mode a reader sees one moment and holds nobody up. It must not last, though: while a
+read transaction is open the write-ahead file cannot be begun anew, so long readings take one a page (`moment`).
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from . import replay, verifying
+from .files import FileError, hold_lock, read_mark, read_or_make_key
+from .opening import connect
+from .schema import migrate
+from .secrets import Secrets
+
+_META = "select value from meta where name = ?"
+"""The log's random id (`log`), and the id of its key (`key`)."""
+
+
+class NoLog(FileError):
+    """There is no log to read; the text is one line that says what to do."""
+
+
+@contextmanager
+def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection in autocommit that can only read. Raises NoLog, also for what SQLite says later."""
+    _find(path)
+    with _explained(path), closing(connect(path, read_only=True)) as connection:
+        log_id(connection)
+        yield connection
+
+
+@contextmanager
+def moment(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """One read transaction: everything within is of one moment."""
+    connection.execute("begin")
+    try:
+        yield connection
+    finally:
+        connection.execute("rollback")
+
+
+def log_id(connection: sqlite3.Connection) -> str:
+    """The log's id. Raises sqlite3.DatabaseError where this is no log of ours."""
+    found = connection.execute(_META, ("log",)).fetchone()
+    if found is None:
+        raise sqlite3.DatabaseError("it holds no log yet")
+    return str(found[0])
+
+
+def secrets_of(connection: sqlite3.Connection, key_file: Path) -> Secrets | None:
+    """The log's secrets; None where its key cannot be read here, as when somebody else than the service looks."""
+    try:
+        secrets = Secrets(read_or_make_key(key_file, True, os.urandom), os.urandom)
+    except FileError:
+        return None
+    return secrets if connection.execute(_META, ("key",)).fetchone() == (secrets.key_id,) else None
+
+
+def verify(path: Path, progress: verifying.Progress | None = None) -> tuple[verifying.Verdict, bool]:
+    """(the verdict, whether a mark of this log stood beside it: without one, a log cut off at its end looks whole).
+
+    The mark is read first, for the log of a running service goes on meanwhile. Raises NoLog.
+    """
+    mark = read_mark(path)
+    with open_to_read(path) as connection:
+        marked = mark is not None and mark.log == log_id(connection)
+        return verifying.verify(connection, mark.seq if mark and marked else None, progress), marked
+
+
+def rebuild(path: Path, progress: replay.Progress | None = None) -> int:
+    """Fold all views anew, in place; how many facts were folded. Raises Locked where a service runs, and NoLog."""
+    _find(path)
+    with hold_lock(path), _explained(path), closing(connect(path)) as connection:
+        log_id(connection)
+        migrate(connection)
+        return replay.rebuild(connection, progress)
+
+
+def _find(path: Path) -> None:
+    """SQLite would say only that it is unable to open it."""
+    if not path.is_file():
+        raise NoLog(f"{path} is no file: name the database by --db, or its configuration by --config")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise NoLog(f"{path} cannot be read as a log: {error}") from error

@@ -1,0 +1,222 @@
+"""Retention: what waited too long fails, removed accounts are swept, and nothing goes before it was reported."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from actors.reporter import count_as_reported
+from actors.retention import RETAIN_EVERY_S, Retention, State, expiries, lettings, plan, stepped
+from events.account import AccountRemoved
+from events.fact import OWN, Draft
+from events.message import ContentErased, MessageAccepted, MessageFailed, MessageHeld, MessageWithdrawn, RetentionPassed
+from events.report import ResultsReported
+from events.service import ClockStepped
+from store.beside import LetterRow
+from store.worklists import STEP, Expired, Finished
+
+from .opened import T0_US, end, facts, kinds, opened, rows, save_account, start, states
+
+S = 1_000_000
+HOUR_US = 3_600 * S
+
+
+async def accept(store, *ids: str, expires_us: int = 2 * T0_US) -> list[int]:
+    drafts = [
+        Draft(
+            MessageAccepted(
+                id=each, priority=2, due_us=0, expires_us=expires_us, size=1, recipients=("d",), letter="d"
+            ),
+            message=OWN,
+            account=1,
+        )
+        for each in ids
+    ]
+    beside = {index: LetterRow(b"{}", b"{}", b"salt") for index in range(len(ids))}
+    return [entry.message for entry in (await store.record(drafts, beside=beside)).answers]
+
+
+@asynccontextmanager
+async def retaining(folder, keep_s=100.0, pause_us=0):
+    async with opened(folder) as store, trio.open_nursery() as nursery:
+        await save_account(store)
+        retention = Retention(store, keep_s, pause_us)
+        nursery.start_soon(retention.run)
+        yield store, retention
+        nursery.cancel_scope.cancel()
+
+
+# Pure: given a state, at a moment, then.
+
+
+def test_a_round_compares_expires_and_lets_go_each_at_its_time():
+    this, after = plan(State(), 5 * S)
+    assert (this.compare, this.expire, this.retain) == (True, True, True)
+    this, _ = plan(after, 6 * S)
+    assert (this.compare, this.expire, this.retain) == (False, True, False)
+    this, _ = plan(after, 15 * S)
+    assert (this.compare, this.expire, this.retain) == (True, True, False)
+
+
+@pytest.mark.parametrize("moved_us", [61 * S, -61 * S])
+def test_a_large_step_lets_nothing_expire_for_an_hour(moved_us):
+    state = stepped(State(), moved_us, 10 * S)
+    assert not plan(state, 10 * S + HOUR_US - 1)[0].expire
+    assert plan(state, 10 * S + HOUR_US)[0].expire
+
+
+def test_a_small_step_changes_nothing():
+    assert stepped(State(), 60 * S, 10) == State()
+
+
+def test_the_age_is_in_the_fact_and_never_negative():
+    drafts = expiries([Expired(7, 1, 100 * S), Expired(8, None, 999 * S)], 160 * S)
+    assert [(draft.message, draft.fact.cause, draft.fact.after_s) for draft in drafts] == [
+        (7, "expired", 60),
+        (8, "expired", 0),
+    ]
+
+
+def test_contents_go_before_rows():
+    assert [type(draft.fact) for draft in lettings(Finished(((1, 1),), 9))] == [ContentErased, RetentionPassed]
+    assert [type(draft.fact) for draft in lettings(Finished((), 9))] == [RetentionPassed]
+
+
+# Against a real store.
+
+
+async def test_waiting_mail_past_its_time_fails_and_other_mail_does_not(tmp_path, autojump_clock):
+    async with retaining(tmp_path) as (store, _):
+        [old, held, flying] = await accept(store, "old", "held", "flying", expires_us=T0_US + 30 * S)
+        await accept(store, "young")
+        await store.record([Draft(MessageHeld(cause="x"), message=held)])
+        attempt = await start(store, flying, 1)
+        await trio.sleep(29)
+        assert (await states(store))["old"] == "waiting"
+        await trio.sleep(3)
+        assert await states(store) == {"old": "failed", "held": "held", "flying": "in_flight", "young": "waiting"}
+        assert [each.fact.after_s for each in await facts(store) if isinstance(each.fact, MessageFailed)] == [30]
+        await end(store, flying, 1, attempt, "due", "deferred", due_us=T0_US)
+        await trio.sleep(2)
+        assert (await states(store))["flying"] == "failed" and old
+
+
+async def test_thousands_expire_in_steps(tmp_path, autojump_clock):
+    async with retaining(tmp_path) as (store, _):
+        await accept(store, *[f"id {index}" for index in range(STEP + 3)], expires_us=T0_US)
+        commits = len(await rows(store, "select 1 from commits"))
+        await trio.sleep(2)
+        assert set((await states(store)).values()) == {"failed"}
+        assert len(await rows(store, "select 1 from commits")) == commits + 2
+
+
+async def test_a_wrong_clock_expires_nothing_for_an_hour_and_is_written_down(tmp_path, autojump_clock):
+    async with opened(tmp_path) as store, trio.open_nursery() as nursery:
+        await save_account(store)
+        store.clock = Stepping(store.clock)
+        retention = Retention(store, 100)
+        nursery.start_soon(retention.run)
+        await accept(store, "a", expires_us=T0_US + 1000 * S)
+        await trio.sleep(5)
+        store.clock.pending = 400 * 86_400 * S
+        await trio.sleep(3500)
+        assert [each.fact for each in await facts(store) if isinstance(each.fact, ClockStepped)] == [
+            ClockStepped(by_us=400 * 86_400 * S)
+        ]
+        assert await states(store) == {"a": "waiting"} and 0 < retention.paused_for_s < 200
+        await trio.sleep(200)
+        assert await states(store) == {"a": "failed"} and retention.paused_for_s == 0
+        nursery.cancel_scope.cancel()
+
+
+class Stepping:
+    """A clock whose wall moves when it is compared, as SystemClock's does."""
+
+    def __init__(self, clock) -> None:
+        self._clock = clock
+        self.pending = 0
+        self.now_us, self.monotonic_us = clock.now_us, clock.monotonic_us
+
+    def step(self) -> int:
+        moved, self.pending = self.pending, 0
+        self._clock.jump(moved)
+        return moved
+
+
+async def test_what_recovery_said_about_the_clock_holds(tmp_path, autojump_clock):
+    async with retaining(tmp_path, pause_us=HOUR_US) as (store, retention):
+        await accept(store, "a", expires_us=T0_US)
+        await trio.sleep(3590)
+        assert await states(store) == {"a": "waiting"} and retention.paused_for_s <= 10
+        await trio.sleep(20)
+        assert await states(store) == {"a": "failed"}
+
+
+async def test_a_removed_account_is_swept_what_flies_after_its_attempt_and_after_a_restart(tmp_path, autojump_clock):
+    async with opened(tmp_path) as store:
+        await save_account(store)
+        waiting, held, flying = await accept(store, "waiting", "held", "flying")
+        await store.record([Draft(MessageHeld(cause="x"), message=held)])
+        attempt = await start(store, flying, 1)
+        await store.record([Draft(AccountRemoved(), account=1)])
+    async with opened(tmp_path) as store, trio.open_nursery() as nursery:
+        # An untrusted clock is no reason to leave them.
+        nursery.start_soon(Retention(store, 100, HOUR_US).run)
+        await trio.sleep(3)
+        assert await states(store) == {"waiting": "failed", "held": "failed", "flying": "in_flight"}
+        await end(store, flying, 1, attempt, "due", "deferred", due_us=2 * T0_US)
+        await trio.sleep(3)
+        assert (await states(store))["flying"] == "failed"
+        failed = [each for each in await facts(store) if isinstance(each.fact, MessageFailed)]
+        assert {each.fact.cause for each in failed} == {"account_removed"} and len(failed) == 3 and waiting
+        nursery.cancel_scope.cancel()
+
+
+async def finish(store, *ids: str) -> None:
+    for number in await accept(store, *ids):
+        attempt = await start(store, number, 1)
+        await end(store, number, 1, attempt, "done", "delivered")
+
+
+async def test_what_was_reported_long_ago_is_erased_and_leaves_but_never_what_was_not(tmp_path, autojump_clock):
+    async with retaining(tmp_path, keep_s=100) as (store, _):
+        await finish(store, "reported")
+        [gone] = await accept(store, "withdrawn")
+        await store.record([Draft(MessageWithdrawn(), message=gone)])
+        await store.record([Draft(ResultsReported(up_to=store.last_seq, results=1))])
+        await finish(store, "unreported")
+        await trio.sleep(90)
+        assert set(await states(store)) == {"reported", "withdrawn", "unreported"}
+        await trio.sleep(20 + RETAIN_EVERY_S)
+        assert await states(store) == {"unreported": "sent"}
+        assert await rows(store, "select id from results") == [("unreported",)]
+        erased = [each.fact.letters for each in await facts(store) if isinstance(each.fact, ContentErased)]
+        assert erased == [((2, 2), (gone, gone))]
+        passed = [each.fact for each in await facts(store) if isinstance(each.fact, RetentionPassed)]
+        assert len(passed) == 1
+        await trio.sleep(10 * RETAIN_EVERY_S)
+        assert (await kinds(store)).count("RetentionPassed") == 1
+
+
+async def test_a_message_queued_again_meanwhile_stays(tmp_path, autojump_clock):
+    async with retaining(tmp_path, keep_s=10) as (store, _):
+        await finish(store, *[f"id {index}" for index in range(STEP // 20)])
+        await store.record([Draft(ResultsReported(up_to=store.last_seq, results=50))])
+        [again] = await accept(store, "again")
+        await trio.sleep(80)
+        assert await states(store) == {"again": "waiting"} and again
+
+
+async def test_without_upstream_results_are_reported_kept_and_let_go_in_steps(tmp_path, autojump_clock):
+    async with retaining(tmp_path, keep_s=50) as (store, _), trio.open_nursery() as nursery:
+        nursery.start_soon(count_as_reported, store)
+        numbers = await accept(store, *[f"id {index}" for index in range(STEP + 2)])
+        await store.record([Draft(MessageFailed(cause="internal"), message=number) for number in numbers])
+        await trio.sleep(40)
+        assert len(await states(store)) == STEP + 2
+        await trio.sleep(2 * RETAIN_EVERY_S)
+        assert await states(store) == {} and await rows(store, "select * from results") == []
+        assert (await kinds(store)).count("RetentionPassed") == 2
+        erased = [each.fact for each in await facts(store) if isinstance(each.fact, ContentErased)]
+        assert [len(each.letters) for each in erased] == [STEP, 2]
+        nursery.cancel_scope.cancel()
