@@ -123,7 +123,8 @@ async def connect(network: Network, relay: Relay) -> "Connection":
 
 
 async def _open(network: Network, relay: Relay, policy: _Policy, *, check: bool) -> "Connection":
-    connection = Connection(network, relay, await _dial(network, relay))
+    engine = Engine(relay.ehlo_name)
+    connection = Connection(network, relay, await _dial(network, relay), engine)
     with ExitStack() as closing:
         # Whoever opened the socket closes it, also when cancelled.
         closing.callback(connection.close_now)
@@ -170,13 +171,13 @@ def _innermost(error: BaseException) -> BaseException:
 class Connection:
     """A conversation with a relay that has been greeted, secured and told who we are."""
 
-    def __init__(self, network: Network, relay: Relay, stream: ByteStream) -> None:
+    def __init__(self, network: Network, relay: Relay, stream: ByteStream, engine: Engine) -> None:
         self.tls = False
         self.verified = False
         self._network = network
         self._relay = relay
         self._stream = stream
-        self._engine = Engine(relay.ehlo_name)
+        self._engine = engine
 
     @property
     def ready(self) -> bool:
@@ -196,8 +197,6 @@ class Connection:
 
     def interrupted(self) -> Delivery:
         """The outcome of a `deliver` that was cancelled, by how far it had come; the connection is closed."""
-        if not self.ready:
-            self._engine.lose("interrupted")
         self.close_now()
         return structs.replace(self._engine.delivery(), reusable=False)
 
@@ -208,16 +207,13 @@ class Connection:
         """
         if self.ready:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._look)
+                nursery.start_soon(self._receive)
                 for _ in range(LOOK_CHECKPOINTS):
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
         if not self.ready:
             self.close_now()
         return self.ready
-
-    async def _look(self) -> None:
-        await self._receive()
 
     # The end
 

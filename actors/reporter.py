@@ -2,7 +2,7 @@
 
 It promises at least once, in order: an event is offered until it is acknowledged, and only then the cursor, a fact in
 the log, passes it. The cursor is the seq of the last fact told, so it covers deferrals as well as results. It cannot
-promise exactly once: after a crash up to EVENTS_A_CURSOR events are told again.
+promise exactly once: after a crash the events of the last second are told again.
 
 It follows the log from the cursor, and looks up what a fact does not hold: ids, addresses' codes, the relay's words.
 An outage of days loses nothing. An event that the upstream itself refuses, whatever else it takes, is given up after
@@ -13,7 +13,7 @@ Without an upstream a result counts as reported when it is final, and `count_as_
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,14 +38,8 @@ from .upstream import Trouble, back_off_s, call, shown
 
 logger = logging.getLogger("letterbook.reporter")
 
-EVENTS_A_CURSOR = 100
-"""So many events may be told twice after a crash; each cursor is a commit."""
-
 GATHER_S = 1.0
-"""Without an upstream the cursor moves once a second at most: it is one more fact each time."""
-
-REST_S = 1.0
-"""After the log could not take the cursor: the disk is full, or the service stops."""
+"""The cursor moves once a second at most, for it is one more fact each time."""
 
 GIVEN_UP_S = 7 * 86_400.0
 REFUSING = frozenset({400, 409, 410, 413, 415, 422})
@@ -128,25 +122,53 @@ def _words(entry: Entry, found: Reportable) -> str | None:
     return None
 
 
+class Cursor:
+    """Moves the durable cursor to what was passed, once in GATHER_S at most, and a last time when it is cancelled."""
+
+    def __init__(self, store: Store, by: str) -> None:
+        self._store = store
+        self._by = by
+        self._bell = Bell()
+        self._up_to = 0
+        self._results = 0
+
+    def passed(self, up_to: int, results: int) -> None:
+        """Everything up to this seq has been told, so many results of it since the last call."""
+        self._up_to = up_to
+        self._results += results
+        self._bell.ring()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                await self._bell.wait()
+                await self._move()
+                await trio.sleep(GATHER_S)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._move()
+
+    async def _move(self) -> None:
+        """While nothing can be recorded, what was passed is kept for the next time."""
+        up_to, results = self._up_to, self._results
+        if not up_to:
+            return
+        self._up_to = self._results = 0
+        try:
+            await self._store.record([Draft(ResultsReported(up_to=up_to, results=results, by=self._by))])
+        except NotRecorded:
+            self.passed(max(up_to, self._up_to), results)
+
+
 async def count_as_reported(store: Store) -> None:
     """Without an upstream: move the cursor past every result, until the log ends."""
-    async with store.follow(await store.read(reported_up_to)) as batches:
+    cursor = Cursor(store, NO_UPSTREAM)
+    async with store.follow(await store.read(reported_up_to)) as batches, trio.open_nursery() as nursery:
+        nursery.start_soon(cursor.run)
         async for batch in batches:
-            past = [entry for entry in batch.entries if matters(entry.fact)]
-            if past:
-                results = sum(brings_result(entry.fact) for entry in past)
-                await _move_cursor(store, past[-1].seq, results, NO_UPSTREAM)
-                await trio.sleep(GATHER_S)
-
-
-async def _move_cursor(store: Store, up_to: int, results: int, by: str) -> None:
-    while True:
-        try:
-            await store.record([Draft(ResultsReported(up_to=up_to, results=results, by=by))])
-        except NotRecorded:
-            await trio.sleep(REST_S)
-        else:
-            return
+            if past := [entry for entry in batch.entries if matters(entry.fact)]:
+                cursor.passed(past[-1].seq, sum(brings_result(entry.fact) for entry in past))
+        nursery.cancel_scope.cancel()
 
 
 class Reporter:
@@ -163,24 +185,27 @@ class Reporter:
 
     async def run(self) -> None:
         """Follow the log from the cursor, and tell what there is to tell, until the log ends."""
-        async with self._store.follow(await self._store.read(reported_up_to)) as batches:
+        cursor = Cursor(self._store, REPORTER)
+        async with (
+            self._store.follow(await self._store.read(reported_up_to)) as batches,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(cursor.run)
             async for batch in batches:
-                await self._report(batch)
+                await self._report(batch, cursor)
+            nursery.cancel_scope.cancel()
 
-    async def _report(self, batch: Batch) -> None:
-        """Tell a batch's events; the cursor passes what needs no telling together with what was told."""
-        told = [entry for entry in batch.entries if matters(entry.fact)]
-        for start in range(0, len(told), EVENTS_A_CURSOR):
-            entries = told[start : start + EVENTS_A_CURSOR]
-            found = await self._look_up(entries)
-            results = 0
-            for event in self._events(entries, found):
+    async def _report(self, batch: Batch, cursor: Cursor) -> None:
+        """Tell a batch's events; the cursor passes what needs no telling with what does."""
+        past = [entry for entry in batch.entries if matters(entry.fact)]
+        if not past:
+            return
+        found = await self._look_up(past)
+        for entry in past:
+            event = event_of(entry, found)
+            if event is not None:
                 await self._tell(event)
-                results += event["status"] != "deferred"
-            await _move_cursor(self._store, entries[-1].seq, results, REPORTER)
-
-    def _events(self, entries: Sequence[Entry], found: Reportable) -> Iterator[Event]:
-        return (event for entry in entries if (event := event_of(entry, found)) is not None)
+            cursor.passed(entry.seq, int(event is not None and event["status"] != "deferred"))
 
     async def _look_up(self, entries: Sequence[Entry]) -> Reportable:
         put_off = [entry for entry in entries if deferred_until_us(entry) is not None]

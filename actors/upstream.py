@@ -74,7 +74,7 @@ async def _read(response: httpx.Response, body_bytes_max: int) -> Answered | Tro
         return Trouble("its answer is compressed although it was asked not to be")
     body = bytearray()
     with trio.CancelScope() as scope:
-        async for chunk in response.aiter_raw():
+        async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > body_bytes_max:
                 # The next read ends by cancellation, which closes every generator below; leaving the loop would not.

@@ -4,6 +4,7 @@ It translates between HTTP and commands, and nothing else.
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -49,8 +50,8 @@ def make_app(door: Door) -> Front:
         RESPONSE_TIMEOUT=SEND_S_MAX,
         PROVIDE_AUTOMATIC_OPTIONS=False,
     )
-    app.before_request(lambda: _authorize_request(door))
-    app.before_websocket(lambda: _authorize_websocket(door))
+    app.before_request(partial(_authorize_request, door))
+    app.before_websocket(partial(_authorize_websocket, door))
     app.register_error_handler(HTTPException, _http_error)
     for command in COMMANDS:
         app.add_url_rule(command.path, command.name, _view(door, command), methods=[command.method])
@@ -123,7 +124,8 @@ def _view(door: Door, command: Command) -> Callable[..., Awaitable[Response]]:
     async def view(**path: str) -> Response:
         try:
             payload = await _payload(command, reader, path)
-            call = Call(payload, BY_API, request.scope.get(LEASE), request.headers.get("Idempotency-Key"))
+            lease: Any = request.scope.get(LEASE)
+            call = Call(payload, BY_API, lease, request.headers.get("Idempotency-Key"))
             return _respond(await command.handler(door, call))
         except Trouble as trouble:
             return _respond(trouble.answer)
@@ -137,7 +139,7 @@ async def _payload(command: Command, reader: Reader, path: dict[str, str]) -> An
             return reader.fields({name: _unquoted(value) for name, value in path.items()})
         case "query":
             return reader.fields(request.args.to_dict())
-    data = await request.get_data(cache=True)
+    data = await request.get_data(cache=True, as_text=False, parse_form_data=False)
     if data:
         _check_content_type()
     return reader.body(data)

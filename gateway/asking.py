@@ -1,6 +1,7 @@
 """Commands that only ask: each is one reading of one moment."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,8 @@ async def audit_at(door: Door, call: Call) -> Answer:
         raise bad("the parameters do not fit: give one of seq and time")
     if asked.view == "message" and asked.id is None:
         raise bad("the parameters do not fit: view=message needs id")
-    look_back = _look_back, door.store.path, door.store.log_id, asked
-    found = await trio.to_thread.run_sync(*look_back, limiter=door.audits)
+    look_back = partial(_look_back, door.store.path, door.store.log_id, asked)
+    found = await trio.to_thread.run_sync(look_back, limiter=door.audits)
     if found is None:
         raise Trouble(404, UNKNOWN_MESSAGE)
     return Answer(found)

@@ -10,13 +10,14 @@ from msgspec import Raw, Struct
 
 from events import payloads
 
-from . import asking, queries, shapes, writing
+from . import answers, asking, queries, writing
 from .door import Door
 from .errors import Answer, Trouble, convert, decode
 from .writing import Call
 
 Handler = Callable[[Door, Call], Awaitable[Answer]]
 Source = Literal["body", "query", "path"]
+Decider = Literal["ingest", "control", "gateway"]
 
 
 class Command(Struct, frozen=True):
@@ -27,7 +28,7 @@ class Command(Struct, frozen=True):
     path: str
     payload: Any
     answer: Any
-    decides: Literal["ingest", "control", "gateway"]
+    decides: Decider
     handler: Handler
     open: bool = False
 
@@ -39,33 +40,38 @@ class Command(Struct, frozen=True):
         return "query" if self.method == "GET" else "body"
 
 
+INGEST: Decider = "ingest"
+CONTROL: Decider = "control"
+GATEWAY: Decider = "gateway"
+NOTHING = queries.Nothing
+
 COMMANDS: tuple[Command, ...] = (
-    Command("health", "GET", "/health", queries.Nothing, None, "gateway", asking.health, open=True),
-    Command("ready", "GET", "/ready", queries.Nothing, None, "gateway", asking.ready, open=True),
-    Command("status", "GET", "/status", queries.Nothing, shapes.StatusAnswer, "gateway", asking.status),
-    Command("run now", "POST", "/commands/run-now", payloads.Empty, None, "control", writing.run_now),
-    Command("suspend", "POST", "/commands/suspend", payloads.Empty, None, "control", writing.suspend),
-    Command("activate", "POST", "/commands/activate", payloads.Activate, None, "control", writing.activate),
-    Command("sendMessage", "POST", "/commands/send-message", dict[str, Raw], None, "ingest", writing.send_message),
-    Command("addMessages", "POST", "/commands/add-messages", payloads.AddMessages, None, "ingest", writing.add_messages),
+    Command("health", "GET", "/health", NOTHING, None, GATEWAY, asking.health, open=True),
+    Command("ready", "GET", "/ready", NOTHING, None, GATEWAY, asking.ready, open=True),
+    Command("status", "GET", "/status", NOTHING, answers.StatusAnswer, GATEWAY, asking.status),
+    Command("run now", "POST", "/commands/run-now", payloads.Empty, None, CONTROL, writing.run_now),
+    Command("suspend", "POST", "/commands/suspend", payloads.Empty, None, CONTROL, writing.suspend),
+    Command("activate", "POST", "/commands/activate", payloads.Activate, None, CONTROL, writing.activate),
+    Command("sendMessage", "POST", "/commands/send-message", dict[str, Raw], None, INGEST, writing.send_message),
+    Command("addMessages", "POST", "/commands/add-messages", payloads.AddMessages, None, INGEST, writing.add_messages),
     Command(
-        "deleteMessages", "POST", "/commands/delete-messages", payloads.DeleteMessages, None, "control",
+        "deleteMessages", "POST", "/commands/delete-messages", payloads.DeleteMessages, None, CONTROL,
         writing.delete_messages,
     ),
-    Command("addAccount", "POST", "/account", payloads.Account, None, "control", writing.add_account),
-    Command("listAccounts", "GET", "/accounts", queries.Nothing, shapes.AccountList, "gateway", asking.accounts),
-    Command("deleteAccount", "DELETE", "/account/<id>", queries.Id, None, "control", writing.delete_account),
-    Command("pauseAccount", "POST", "/account/<id>/pause", queries.Id, None, "control", writing.pause_account),
-    Command("resumeAccount", "POST", "/account/<id>/resume", queries.Id, None, "control", writing.resume_account),
-    Command("pendingMessages", "GET", "/pending", queries.Listing, shapes.PendingList, "gateway", asking.pending),
-    Command("listDeferred", "GET", "/deferred", queries.Listing, shapes.DeferredList, "gateway", asking.deferred),
-    Command("results", "GET", "/results", queries.Results, shapes.ResultList, "gateway", asking.results),
-    Command("listMessages", "GET", "/messages", queries.Messages, shapes.MessageList, "gateway", asking.messages),
-    Command("showMessage", "GET", "/messages/<id>", queries.Id, shapes.MessageRecord, "gateway", asking.message),
-    Command("events", "GET", "/events", queries.Events, shapes.EventList, "gateway", asking.events),
-    Command("ticket", "POST", "/events/ticket", payloads.Empty, None, "gateway", asking.ticket),
-    Command("auditAt", "GET", "/audit/at", queries.At, None, "gateway", asking.audit_at),
-    Command("metrics", "GET", "/metrics", queries.Nothing, None, "gateway", asking.show_metrics),
+    Command("addAccount", "POST", "/account", payloads.Account, None, CONTROL, writing.add_account),
+    Command("listAccounts", "GET", "/accounts", NOTHING, answers.AccountList, GATEWAY, asking.accounts),
+    Command("deleteAccount", "DELETE", "/account/<id>", queries.Id, None, CONTROL, writing.delete_account),
+    Command("pauseAccount", "POST", "/account/<id>/pause", queries.Id, None, CONTROL, writing.pause_account),
+    Command("resumeAccount", "POST", "/account/<id>/resume", queries.Id, None, CONTROL, writing.resume_account),
+    Command("pendingMessages", "GET", "/pending", queries.Listing, answers.PendingList, GATEWAY, asking.pending),
+    Command("listDeferred", "GET", "/deferred", queries.Listing, answers.DeferredList, GATEWAY, asking.deferred),
+    Command("results", "GET", "/results", queries.Results, answers.ResultList, GATEWAY, asking.results),
+    Command("listMessages", "GET", "/messages", queries.Messages, answers.MessageList, GATEWAY, asking.messages),
+    Command("showMessage", "GET", "/messages/<id>", queries.Id, answers.MessageRecord, GATEWAY, asking.message),
+    Command("events", "GET", "/events", queries.Events, answers.EventList, GATEWAY, asking.events),
+    Command("ticket", "POST", "/events/ticket", payloads.Empty, None, GATEWAY, asking.ticket),
+    Command("auditAt", "GET", "/audit/at", queries.At, None, GATEWAY, asking.audit_at),
+    Command("metrics", "GET", "/metrics", NOTHING, None, GATEWAY, asking.show_metrics),
 )  # fmt: skip
 
 BY_NAME: Mapping[str, Command] = {command.name: command for command in COMMANDS}

@@ -6,7 +6,7 @@ the reply. When its client goes away the handler is cancelled, and the command i
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 from msgspec import Raw
@@ -22,6 +22,8 @@ from .metrics import Metrics
 from .settings import AUDITS_AT_ONCE, Settings
 from .tickets import Tickets
 from .watching import Watch
+
+Given = TypeVar("Given")
 
 STOPPING = "the service is stopping: ask again in a moment"
 BUSY = "too much is waiting to be taken: ask again in a moment"
@@ -152,7 +154,7 @@ def _hand_over(channel: "trio.MemorySendChannel[Any]", command: Submission | Con
         raise unavailable(STOPPING) from None
 
 
-async def _answer(reply: Reply[Any], lease: Lease | None) -> Any:
+async def _answer(reply: Reply[Given], lease: Lease | None) -> Given:
     try:
         return await reply.get()
     except Dropped:

@@ -53,27 +53,18 @@ def event_json(
     about = None if entry.message is None else message_ids.get(entry.message)
     account = None if entry.account is None else account_ids.get(entry.account)
     head = _encode(_Head(entry.seq, entry.at_us, entry.kind, about, account))
-    parts = [head[:-1]]
-    for more in (encode_data(entry.fact), _encode(expansion) if expansion else b"{}"):
-        if more != b"{}":
-            parts.append(more[1:-1])
-    return b",".join(parts) + b"}"
+    more = (encode_data(entry.fact), _encode(expansion) if expansion else b"{}")
+    return b",".join((head[:-1], *(each[1:-1] for each in more if each != b"{}"))) + b"}"
 
 
 def expansions(connection: reading.Connection, entries: Sequence[Entry]) -> dict[int, Expansion]:
     """What stands beside the log about facts, by their seq."""
     ends = [entry.seq for entry in entries if isinstance(entry.fact, AttemptEnded | AttemptInterrupted)]
     replies = reading.replies(connection, ends)
-    return {
-        entry.seq: _expansion(connection, entry, replies)
-        for entry in entries
-        if entry.message is not None
-    }
+    return {entry.seq: _expansion(connection, entry, replies) for entry in entries if entry.message is not None}
 
 
-def _expansion(
-    connection: reading.Connection, entry: Entry, replies: Mapping[tuple[int, int], str]
-) -> Expansion:
+def _expansion(connection: reading.Connection, entry: Entry, replies: Mapping[tuple[int, int], str]) -> Expansion:
     data = reading.envelope_at(connection, entry.message or 0, entry.seq)
     envelope = _envelope(data) if data else None
     return Expansion(

@@ -14,7 +14,7 @@ from store.results_text import states_of
 from store.secrets import Secrets
 from store.views.messages import MessageRow
 
-from . import shapes
+from . import answers, shapes
 from .event_json import event_json, expansions
 
 
@@ -28,37 +28,37 @@ class Look(Struct, frozen=True):
     back: bool = False
 
 
-def pending(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.PendingList:
+def pending(connection: reading.Connection, look: Look, after: int, limit: int) -> answers.PendingList:
     page = reading.pending(connection, look.now_us, after, limit)
     around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
-    return shapes.PendingList(
+    return answers.PendingList(
         ok=True,
         pending=tuple(shapes.pending(row, beside, around, _reason(row, around, look)) for row in page.rows),
         next=page.next,
     )
 
 
-def _reason(row: MessageRow, around: reading.Surroundings, look: Look) -> shapes.Waiting | None:
+def _reason(row: MessageRow, around: reading.Surroundings, look: Look) -> answers.Waiting | None:
     return None if look.back else shapes.waiting_for(row, around, look.now_us, look.disk_low)
 
 
-def deferred(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.DeferredList:
+def deferred(connection: reading.Connection, look: Look, after: int, limit: int) -> answers.DeferredList:
     page = reading.deferred(connection, look.now_us, after, limit)
     around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
     rows = tuple(shapes.deferred(row, beside, around, look.now_us) for row in page.rows)
-    return shapes.DeferredList(ok=True, deferred=rows, next=page.next)
+    return answers.DeferredList(ok=True, deferred=rows, next=page.next)
 
 
-def held(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.HeldList:
+def held(connection: reading.Connection, look: Look, after: int, limit: int) -> answers.HeldList:
     page = reading.held(connection, after, limit)
     around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
-    return shapes.HeldList(ok=True, held=tuple(shapes.held(row, beside, around) for row in page.rows), next=page.next)
+    return answers.HeldList(ok=True, held=tuple(shapes.held(row, beside, around) for row in page.rows), next=page.next)
 
 
-def results(connection: reading.Connection, look: Look, after: int, limit: int) -> shapes.ResultList:
+def results(connection: reading.Connection, look: Look, after: int, limit: int) -> answers.ResultList:
     rows = reading.results(connection, after, limit)
     around, beside = reading.surroundings(connection), reading.beside(connection, rows)
-    return shapes.ResultList(
+    return answers.ResultList(
         ok=True,
         log=look.log,
         results=tuple(shapes.result(row, beside, around) for row in rows),
@@ -74,21 +74,21 @@ def messages(
     status: reading.Status | None,
     active_only: bool,
     account_id: str | None,
-) -> shapes.MessageList:
+) -> answers.MessageList:
     page = reading.messages(
         connection, look.now_us, after, limit, status=status, active_only=active_only, account_id=account_id
     )
     page, contents = reading.with_contents(connection, page)
     around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
     rows = tuple(
-        shapes.Message(
+        answers.Message(
             **shapes.message_fields(
                 row, beside, around, look.now_us, _reported(connection, row), contents.get(row.revision)
             )
         )
         for row in page.rows
     )
-    return shapes.MessageList(ok=True, messages=rows, next=page.next)
+    return answers.MessageList(ok=True, messages=rows, next=page.next)
 
 
 def _reported(connection: reading.Connection, row: MessageRow) -> int | None:
@@ -97,7 +97,7 @@ def _reported(connection: reading.Connection, row: MessageRow) -> int | None:
     return reading.reported_us(connection, row.final_seq)
 
 
-def message(connection: reading.Connection, look: Look, message_id: str) -> shapes.MessageRecord | None:
+def message(connection: reading.Connection, look: Look, message_id: str) -> answers.MessageRecord | None:
     """Everything about one message; None where the log does not know it."""
     row = reading.message_by_id(connection, message_id)
     if row is None:
@@ -105,7 +105,7 @@ def message(connection: reading.Connection, look: Look, message_id: str) -> shap
     _, contents = reading.with_contents(connection, reading.Page((row,)))
     around, beside = reading.surroundings(connection), reading.beside(connection, (row,))
     content = contents.get(row.revision)
-    return shapes.MessageRecord(
+    return answers.MessageRecord(
         **shapes.message_fields(row, beside, around, look.now_us, _reported(connection, row), content),
         ok=True,
         recipients=shapes.recipients(
@@ -131,13 +131,11 @@ def events(
     account_id: str | None,
     message_id: str | None,
     expand: bool,
-) -> tuple[shapes.EventList, int]:
+) -> tuple[answers.EventList, int]:
     """A page of the log, and the log's last seq as the page was read."""
-    page = reading.events(
-        connection, after, limit, kind=kind, account_id=account_id, message_id=message_id
-    )
+    page = reading.events(connection, after, limit, kind=kind, account_id=account_id, message_id=message_id)
     encoded = _encoded(connection, page.entries, expand)
-    return shapes.EventList(ok=True, log=log, events=encoded, next=page.next), page.last
+    return answers.EventList(ok=True, log=log, events=encoded, next=page.next), page.last
 
 
 def _encoded(connection: reading.Connection, entries: Sequence[Entry], expand: bool) -> tuple[Raw, ...]:
@@ -147,20 +145,18 @@ def _encoded(connection: reading.Connection, entries: Sequence[Entry], expand: b
     return tuple(Raw(event_json(entry, ids, names, beside.get(entry.seq))) for entry in entries)
 
 
-def status(
-    connection: reading.Connection, look: Look, reasons: tuple[str, ...], version: str
-) -> shapes.StatusAnswer:
+def status(connection: reading.Connection, look: Look, reasons: tuple[str, ...], version: str) -> answers.StatusAnswer:
     counts, around = reading.counts(connection, look.now_us), reading.surroundings(connection)
     seq = reading.last_seq(connection)
     return shapes.status_answer(counts, around, look.now_us, reasons, version, look.log, seq)
 
 
-def accounts(connection: reading.Connection, look: Look, secrets: Secrets | None) -> shapes.AccountList:
+def accounts(connection: reading.Connection, look: Look, secrets: Secrets | None) -> answers.AccountList:
     """The living accounts; who looks back sees no users, since credentials are kept as they are now only."""
     rows = [row for row in reading.accounts(connection) if not row.removed]
     sealed = reading.sealed_credentials(connection, [row.number for row in rows]) if secrets else {}
     users = {number: _user(secrets.unseal(data)) for number, data in sealed.items()} if secrets else {}
-    return shapes.AccountList(
+    return answers.AccountList(
         ok=True, accounts=tuple(shapes.account(row, users.get(row.number), look.now_us) for row in rows)
     )
 

@@ -58,9 +58,7 @@ class Metrics:
             "letterbook_commit_seconds", "From a fact's stamp until followers have it", registry=registry,
             buckets=COMMIT_BUCKETS,
         )  # fmt: skip
-        self._gauges = {
-            name: Gauge(f"letterbook_{name}", words, registry=registry) for name, words in GAUGES.items()
-        }
+        self._gauges = {name: Gauge(f"letterbook_{name}", words, registry=registry) for name, words in GAUGES.items()}
 
     def fold(self, batch: Batch, account_ids: Mapping[int, str], now_us: int) -> None:
         """Count what a batch says."""

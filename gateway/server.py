@@ -1,16 +1,16 @@
-"""The HTTP server: Hypercorn's protocols in a nursery of our own, with sends that end.
+"""The HTTP server: Hypercorn's protocol in a nursery of our own, with sends that end.
 
 Hypercorn shields its sends from cancellation, so a client that takes no bytes would hold up the service's end for
 ever. Here every send has a deadline and can be cancelled; a connection whose send was cut off is closed, since
 nobody knows how much of it arrived.
 
-What is wrong with one connection (a client that speaks no HTTP, or is gone) ends that connection alone. What Hypercorn
-answers by itself, before there is a request that could be routed, is the same JSON error as everything else.
+What is wrong with one connection (a client that speaks no HTTP, or is gone) ends that connection alone. What
+Hypercorn answers by itself, where there is no request that could be routed, becomes the JSON error of all others.
+HTTP/1.1 only: a proxy that speaks TLS and HTTP/2 to the world stands in front.
 """
 
 import logging
 import socket
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,22 +20,212 @@ import wsproto.utilities
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol import h11 as hypercorn_h11
-from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.protocol.events import Body, Response
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.utils import UnexpectedMessageError
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import UnexpectedMessageError, parse_socket_addr
 
 from .app import SENTENCES, make_app
 from .door import Door
-from .errors import error
+from .errors import JSON, error
 from .settings import (
     CONNECTIONS_MAX,
     KEEP_ALIVE_S,
     SEND_CHUNK_BYTES,
     SEND_S_MAX,
     STREAM_INPUT_BYTES_MAX,
-    Settings,
 )
 
 log = logging.getLogger("letterbook.gateway")
+
+REQUESTS_A_CONNECTION_MAX = 1_000_000
+"""Hypercorn's thousand makes a busy client connect anew every second."""
+
+EMPTY = (b"content-length", b"0")
+"""What Hypercorn's own errors carry; no answer of ours is empty."""
+
+_TROUBLE = (
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    h11.ProtocolError,
+    wsproto.utilities.ProtocolError,
+    UnexpectedMessageError,
+)
+"""What one client can do to its own connection."""
+
+
+class OpenToAllError(Exception):
+    """Without a token everybody who can connect may send mail."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"[server] api_token is empty, so host must be a loopback address; it is {host}")
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 without a way to HTTP/2, and with errors in the one shape."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        pass
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Response) and event.status_code >= 400 and EMPTY in event.headers:
+            data = _error_data(event.status_code)
+            await super().stream_send(Response(event.stream_id, _error_headers(data), event.status_code))
+            if getattr(self.stream, "scope", {}).get("method") != "HEAD":
+                await super().stream_send(Body(event.stream_id, data))
+        else:
+            await super().stream_send(event)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        data = _error_data(status_code)
+        headers = [*_error_headers(data), *self.config.response_headers("h11")]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Data(data=data))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+def _error_data(status: int) -> bytes:
+    return error(status, SENTENCES.get(status, SENTENCES[400])).data
+
+
+def _error_headers(data: bytes) -> list[tuple[bytes, bytes]]:
+    length = (b"content-length", b"%d" % len(data))
+    return [(b"content-type", JSON.encode()), length, (b"connection", b"close")]
+
+
+class Connection(TCPServer):
+    """One client's connection."""
+
+    async def run(self) -> None:
+        try:
+            await self._converse()
+        except* _TROUBLE as trouble:
+            log.debug("a connection ended: %s", trouble.exceptions)
+
+    async def _converse(self) -> None:
+        raw = self.stream.socket
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_S_MAX * 1000))
+        client = parse_socket_addr(raw.family, raw.getpeername())
+        server = parse_socket_addr(raw.family, raw.getsockname())
+        try:
+            async with TaskGroup() as task_group:
+                self._task_group = task_group
+                self.protocol = _Protocol(  # type: ignore[assignment]  # in the place of a wrapper that has the same two methods
+                    self.app,
+                    self.config,
+                    self.context,
+                    task_group,
+                    ConnectionState(self.state),
+                    False,
+                    client,
+                    server,
+                    self.protocol_send,
+                )
+                await self.idle_task.restart(task_group, self._idle_timeout)
+                await self._read_data()
+        finally:
+            await trio.aclose_forcefully(self.stream)
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            sent = await self._send(event.data)
+        if not sent:
+            await self.protocol.handle(Closed())
+
+    async def _send(self, data: bytes) -> bool:
+        """Send, or close the connection: it takes nothing, is gone, or we are cancelled in the middle."""
+        sent = False
+        try:
+            for start in range(0, len(data), SEND_CHUNK_BYTES):
+                with trio.fail_after(SEND_S_MAX):
+                    await self.stream.send_all(memoryview(data)[start : start + SEND_CHUNK_BYTES])
+            sent = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            pass
+        finally:
+            if not sent:
+                await trio.aclose_forcefully(self.stream)
+        return sent
+
+    async def _close(self) -> None:
+        """Say that nothing more comes, then close; whoever is cancelled meanwhile closes all the same."""
+        try:
+            await self.stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            pass
+        finally:
+            await trio.aclose_forcefully(self.stream)
+
+
+async def serve(door: Door, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve one door until `stopping` is set, then at most `drain_seconds` more; started with the port.
+
+    At the stop no connection is taken any more, idle ones are closed, requests under way are answered, streams are
+    closed with 1001. Raises OpenToAllError, or OSError where the port cannot be had.
+    """
+    settings = door.settings
+    if door.gate.open and not _is_loopback(settings.host):
+        raise OpenToAllError(settings.host)
+    connections = _Connections(door)
+    async with trio.open_nursery() as watching:
+        await watching.start(door.watch.run)
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as accepting:
+                listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+                serving = partial(trio.serve_listeners, connections.handle, listeners, handler_nursery=nursery)
+                accepting.start_soon(serving)
+                task_status.started(listeners[0].socket.getsockname()[1])
+                await door.stopping.wait()
+                accepting.cancel_scope.cancel()
+            await connections.terminate()
+            nursery.cancel_scope.deadline = trio.current_time() + settings.drain_seconds
+        watching.cancel_scope.cancel()
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+class _Connections:
+    """All connections of one server, at most CONNECTIONS_MAX."""
+
+    def __init__(self, door: Door) -> None:
+        self._config = _hypercorn_config(door)
+        self._app = ASGIWrapper(make_app(door))  # type: ignore[arg-type]  # ASGI, typed otherwise
+        self._context = WorkerContext(None)
+        self._open = 0
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        if self._open >= CONNECTIONS_MAX:
+            await trio.aclose_forcefully(stream)
+            return
+        self._open += 1
+        state: Any = {}
+        try:
+            await Connection(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
+        finally:
+            self._open -= 1
+
+    async def terminate(self) -> None:
+        """Close what is idle, and whatever becomes so."""
+        await self._context.terminated.set()
+
+
+def _hypercorn_config(door: Door) -> Config:
+    config = Config()
+    config.errorlog = log
+    config.accesslog = None
+    config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.keep_alive_max_requests = REQUESTS_A_CONNECTION_MAX
+    config.websocket_max_message_size = STREAM_INPUT_BYTES_MAX
+    config.graceful_timeout = door.settings.drain_seconds
+    return config

@@ -4,12 +4,12 @@ Moments become Unix seconds here, once; "until" is rounded up, so that whoever w
 A field that is None is left out of the answer.
 """
 
-import datetime
+import datetime as dt
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from events.letter import Envelope
 from events.values import MICROSECONDS
@@ -20,200 +20,21 @@ from store.views.accounts import AccountRow
 from store.views.counts import ResultRow
 from store.views.messages import MessageRow, RecipientState
 
+from .answers import (
+    Account,
+    AccountState,
+    Deferred,
+    Held,
+    Pending,
+    Recipient,
+    Result,
+    SendResult,
+    SendStatus,
+    StatusAnswer,
+    Waiting,
+)
+
 _envelope = msgspec.json.Decoder(Envelope).decode
-
-
-class Shape(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The base of all answers."""
-
-
-class Waiting(Shape):
-    reason: str
-    until: int | None = None
-
-
-class Pending(Shape):
-    id: str
-    to_addr: str | None = None
-    subject: str | None = None
-    started_at: str
-    started_ts: int
-    account_id: str | None = None
-    priority: int
-    waiting_for: Waiting | None = None
-
-
-class PendingList(Shape):
-    ok: bool
-    pending: tuple[Pending, ...]
-    next: int | None = None
-
-
-class Deferred(Shape):
-    id: str
-    account_id: str | None = None
-    deferred_until: int
-    cause: str
-    attempts: int
-    created_at: str
-    created_ts: int
-    last_error: str | None = None
-
-
-class DeferredList(Shape):
-    ok: bool
-    deferred: tuple[Deferred, ...]
-    next: int | None = None
-
-
-class Recipient(Shape):
-    """`reply` is the relay's text, for what was not delivered."""
-
-    address: str | None = None
-    status: str
-    code: int | None = None
-    enhanced: str | None = None
-    reply: str | None = None
-    queue_id: str | None = None
-
-
-class Held(Shape):
-    id: str
-    account_id: str | None = None
-    cause: str
-    attempts: int
-    created_at: str
-    created_ts: int
-    last_error: str | None = None
-    recipients: tuple[Recipient, ...]
-
-
-class HeldList(Shape):
-    ok: bool
-    held: tuple[Held, ...]
-    next: int | None = None
-
-
-class Result(Shape):
-    seq: int
-    id: str
-    account_id: str | None = None
-    status: str
-    sent_ts: int | None = None
-    error_ts: int | None = None
-    error: str | None = None
-    smtp_code: int | None = None
-    attempts: int
-    recipients: tuple[Recipient, ...]
-
-
-class ResultList(Shape):
-    ok: bool
-    log: str
-    results: tuple[Result, ...]
-    next: int
-
-
-class Message(Shape):
-    id: str
-    priority: int
-    account_id: str | None = None
-    status: str
-    deferred_ts: int | None = None
-    sent_ts: int | None = None
-    error_ts: int | None = None
-    error: str | None = None
-    reported_ts: int | None = None
-    created_at: str
-    updated_at: str
-    created_ts: int
-    updated_ts: int
-    message: Raw | None = None
-
-
-class MessageList(Shape):
-    ok: bool
-    messages: tuple[Message, ...]
-    next: int | None = None
-
-
-class MessageRecord(Message):
-    """One message with everything that is known of it."""
-
-    ok: bool
-    recipients: tuple[Recipient, ...]
-    timeline: tuple[Raw, ...]
-    waiting_for: Waiting | None = None
-
-
-class EventList(Shape):
-    ok: bool
-    log: str
-    events: tuple[Raw, ...]
-    next: int
-
-
-class Account(Shape):
-    id: str
-    host: str
-    port: int
-    user: str | None = None
-    has_password: bool
-    ttl: int
-    limit_per_minute: int | None = None
-    limit_per_hour: int | None = None
-    limit_per_day: int | None = None
-    limit_behavior: str
-    use_tls: bool | None = None
-    tls: str
-    tls_verify: bool
-    tls_ca_file: str | None = None
-    auth: str
-    batch_size: int | None = None
-    max_connections: int | None = None
-    max_messages_per_connection: int | None = None
-    paused: bool
-    throttled_until: int | None = None
-
-
-class AccountList(Shape):
-    ok: bool
-    accounts: tuple[Account, ...]
-
-
-class AccountState(Shape):
-    paused: bool
-    throttled_until: int | None = None
-    unreachable_until: int | None = None
-    reason: str | None = None
-
-
-class StatusAnswer(Shape):
-    ok: bool
-    active: bool
-    reasons: tuple[str, ...]
-    version: str
-    log: str
-    seq: int
-    pending: int
-    deferred: int
-    in_flight: int
-    held: int
-    accounts: dict[str, AccountState]
-
-
-SendStatus = Literal["sent", "deferred", "error", "pending"]
-
-
-class SendResult(Shape):
-    id: str
-    status: SendStatus
-    deferred_until: int | None = None
-    error: str | None = None
-    smtp_code: int | None = None
-    timestamp: str
-    account: str | None = None
-    recipients: tuple[Recipient, ...] = ()
 
 
 # Moments
@@ -231,7 +52,7 @@ def until_seconds(at_us: int) -> int:
 
 def iso(at_us: int) -> str:
     """ISO 8601 in UTC, to the second."""
-    return datetime.datetime.fromtimestamp(at_us // MICROSECONDS, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return dt.datetime.fromtimestamp(at_us // MICROSECONDS, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # Parts
@@ -442,15 +263,11 @@ def status_answer(
         deferred=counts.deferred,
         in_flight=counts.in_flight,
         held=counts.held,
-        accounts={
-            row.id: account_state(row, around, now_us) for row in around.accounts.values() if not row.removed
-        },
+        accounts={row.id: account_state(row, around, now_us) for row in around.accounts.values() if not row.removed},
     )
 
 
-def send_result(
-    row: MessageRow, beside: Beside, around: Surroundings, now_us: int, status: SendStatus
-) -> SendResult:
+def send_result(row: MessageRow, beside: Beside, around: Surroundings, now_us: int, status: SendStatus) -> SendResult:
     """What send-message tells of a message's first outcome."""
     states = states_of(row.recipients)
     texts = {

@@ -16,7 +16,7 @@ from events.values import PRIORITY_LABELS
 from store import reading
 from store.views.messages import MessageRow
 
-from . import shapes
+from . import answers, shapes
 from .bodies import Lease
 from .door import Door
 from .errors import Answer, bad
@@ -155,7 +155,7 @@ class _Outcome(Struct, frozen=True):
     """What is known of a message so far; `first` once its first outcome is."""
 
     first: bool
-    result: shapes.SendResult
+    result: answers.SendResult
 
 
 def _outcome(connection: reading.Connection, number: int, now_us: int) -> _Outcome | None:
@@ -167,7 +167,7 @@ def _outcome(connection: reading.Connection, number: int, now_us: int) -> _Outco
     return _Outcome(status != "pending", shapes.send_result(row, beside, around, now_us, status))
 
 
-def first_outcome(row: MessageRow, around: reading.Surroundings, now_us: int) -> shapes.SendStatus:
+def first_outcome(row: MessageRow, around: reading.Surroundings, now_us: int) -> answers.SendStatus:
     """What a client who waits is told. More recipients of the first attempts to come are no outcome yet."""
     match row.state:
         case "sent":
@@ -205,4 +205,3 @@ def _sent(outcome: _Outcome) -> Answer:
     if not outcome.first:
         return Answer({"ok": True, "status": "pending", "id": result.id, "result": result}, 202)
     return Answer({"ok": result.status == "sent", "result": result})
-

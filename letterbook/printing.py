@@ -4,7 +4,7 @@ Ids, subjects and replies come from others and may hold anything: no sign of the
 move its cursor, and none starts a new column or line.
 """
 
-import datetime
+import datetime as dt
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +15,8 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from .fact_words import Line
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """C0, DEL, C1, line separators, and the marks that turn the direction of text."""
@@ -51,13 +53,13 @@ def clean(value: object) -> str:
 
 def moment_text(at_us: int) -> str:
     """A moment in microseconds as people read it, in UTC to the millisecond."""
-    at = datetime.datetime.fromtimestamp(at_us / 1_000_000, datetime.UTC)
+    at = dt.datetime.fromtimestamp(at_us / 1_000_000, dt.UTC)
     return f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03}Z"
 
 
 def second_text(at_s: int | None) -> str:
     """A moment in Unix seconds, in UTC."""
-    return "" if at_s is None else f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
+    return "" if at_s is None else f"{dt.datetime.fromtimestamp(at_s, dt.UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def print_json(answer: Any) -> None:
@@ -130,3 +132,17 @@ def progress(title: str) -> "Iterator[Advance | None]":
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+KIND_WIDTH = 18
+ABOUT_WIDTH = 22
+
+
+def print_fact(fact: "Line") -> None:
+    """A fact as one line on a terminal, in columns as far as they hold."""
+    head = f"{fact.seq:>6}  {moment_text(fact.at_us)[11:]}  "
+    words = clean(fact.words)
+    colour = STYLES.get(fact.tone)
+    said = click.style(words, fg=colour) if colour else words
+    about = f"{clean(fact.about):{ABOUT_WIDTH}}"
+    click.echo(f"{click.style(head, dim=True)}{fact.kind:{KIND_WIDTH}}  {click.style(about, bold=True)}  {said}")

@@ -18,8 +18,9 @@ import os
 import random
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -44,8 +45,11 @@ from events.commands import Control, Refused, Reply, SaveAccount, Submission, Su
 from events.fact import Draft
 from events.service import ServiceStarted, ServiceStopped
 from events.values import MICROSECONDS
+from gateway import lists, server
+from gateway.answers import Result
+from gateway.commands import handle_command
 from gateway.door import Door
-from gateway.settings import Settings
+from gateway.settings import LIST_LIMIT, Settings
 from store.clock import Clock, SystemClock
 from store.housekeeping import MB, Growth, disk_low, figures
 from store.opening import Store, open_store
@@ -115,9 +119,9 @@ class Disk:
 class Stop:
     """When to stop: `asked` begins the drain, `now` cuts it short."""
 
-    def __init__(self) -> None:
-        self.asked = trio.Event()
-        self.now = trio.Event()
+    def __init__(self, asked: trio.Event | None = None, now: trio.Event | None = None) -> None:
+        self.asked = trio.Event() if asked is None else asked
+        self.now = trio.Event() if now is None else now
 
 
 class System:
@@ -137,6 +141,7 @@ class System:
         self.retention = Retention(
             store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
         )
+        self._draining = trio.Event()
         self._bells = {name: Bell() for name in ("fetcher", "reporter")}
         self.door = Door(
             store,
@@ -219,37 +224,37 @@ class System:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything but HTTP, until `stop.asked`; then the layers end in reverse order. Raises GivenUp."""
-        self._draining = trio.Event()
-        self._finishing = trio.CancelScope()
         async with trio.open_nursery() as house:
-            house.start_soon(self._kept, "delivery", self._deliver)
+            house.start_soon(self._keep_delivering)
             async with trio.open_nursery() as desks:
-                desks.start_soon(self._kept, "ingest", self._ingest)
-                desks.start_soon(self._kept, "control", self._control)
+                desks.start_soon(keep, "ingest", self._ingest)
+                desks.start_soon(keep, "control", self._control)
                 await self._first_facts()
                 await self._stand_by(task_status)
                 for inlet in self._inlets:
                     inlet.close()
             self._draining.set()
-            house.start_soon(self._cut_short, house.cancel_scope)
         await self._record_stop()
+
+    async def _keep_delivering(self) -> None:
+        """The unit, until it has drained or the drain is cut short."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cut_short, nursery.cancel_scope)
+            await keep("delivery", self._deliver)
+            nursery.cancel_scope.cancel()
 
     async def _stand_by(self, task_status: trio.TaskStatus[None]) -> None:
         """The outer layers, for as long as the service runs; they hold nothing that must be finished."""
         url = self.config.fetch.url
         async with trio.open_nursery() as outer:
             outer.start_soon(self.disk.watch)
-            outer.start_soon(self._kept, "reporter", lambda: self._report(url))
-            outer.start_soon(self._kept, "retention", self.retention.run)
+            outer.start_soon(keep, "reporter", partial(self._report, url))
+            outer.start_soon(keep, "retention", self.retention.run)
             if url is not None:
-                outer.start_soon(self._kept, "fetcher", lambda: self._fetch(url))
-            await outer.start(self.door.watch.run)
+                outer.start_soon(keep, "fetcher", partial(self._fetch, url))
             task_status.started()
             await self.stop.asked.wait()
             outer.cancel_scope.cancel()
-
-    async def _kept(self, name: str, start: Callable[[], Awaitable[None]]) -> None:
-        await keep(name, start)
 
     async def _cut_short(self, scope: trio.CancelScope) -> None:
         await self.stop.now.wait()
@@ -333,7 +338,6 @@ def default_account(config: Config) -> payloads.Account | None:
 @asynccontextmanager
 async def running(config: Config, world: World, stop: Stop) -> AsyncIterator[System]:
     """A service without HTTP, from the block's beginning to its end. Raises FileTrouble, OpeningError, GivenUp."""
-    drain_s = END_RECORDING_S
     async with open_store(
         config.storage.db_path,
         config.storage.key_file,
@@ -341,7 +345,7 @@ async def running(config: Config, world: World, stop: Stop) -> AsyncIterator[Sys
         entropy=world.entropy,
         threaded=world.threaded,
         wal_mb_max=config.storage.wal_mb_max,
-        drain_s=drain_s,
+        drain_s=END_RECORDING_S,
     ) as store:
         system = System(config, world, store, stop)
         async with trio.open_nursery() as nursery:
@@ -358,3 +362,68 @@ async def real_world() -> AsyncIterator[World]:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with httpx.AsyncClient() as client:
         yield World(SystemClock(), TrioNetwork(), random.SystemRandom(), os.urandom, client)
+
+
+class Serving(Struct, frozen=True):
+    """Where a service can be reached."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+async def serve(
+    config: Config,
+    *,
+    stopping: trio.Event,
+    stopping_now: trio.Event | None = None,
+    ready: Callable[[Serving], None] | None = None,
+) -> None:
+    """The whole service, until `stopping`; `stopping_now` cuts the drain short, `ready` hears where it listens.
+
+    Raises FileTrouble, OpeningError, GivenUp, and OSError where the port cannot be had.
+    """
+    async with (
+        real_world() as world,
+        running(config, world, Stop(stopping, stopping_now)) as system,
+        trio.open_nursery() as nursery,
+    ):
+        port = await nursery.start(server.serve, system.door)
+        if ready:
+            ready(Serving(config.server.host, port))
+
+
+class Service:
+    """A service inside a program of one's own."""
+
+    def __init__(self, system: System) -> None:
+        self._door = system.door
+        self._store = system.store
+
+    async def handle_command(self, name: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The contract's answer to a command; errors are answers too."""
+        return await handle_command(self._door, name, payload)
+
+    async def results(self, after: int = 0) -> AsyncIterator[Result]:
+        """Final results in log order, those there are and those to come, until the service stops."""
+        while not self._door.stopping.is_set():
+            seen = self._store.last_seq
+            page = await self._store.read(lists.results, self._door.look(), after, LIST_LIMIT)
+            for result in page.results:
+                after = result.seq
+                yield result
+            if not page.results:
+                await self._door.watch.after(seen)
+
+
+@asynccontextmanager
+async def open_service(config: Config) -> AsyncIterator[Service]:
+    """The service without its HTTP server, for a program that runs under Trio."""
+    async with real_world() as world, running(config, world, Stop()) as system, trio.open_nursery() as nursery:
+        await nursery.start(system.door.watch.run)
+        yield Service(system)
+        nursery.cancel_scope.cancel()
