@@ -42,6 +42,8 @@ GATHER_S = 1.0
 """The cursor moves once a second at most, for it is one more fact each time."""
 
 GIVEN_UP_S = 7 * 86_400.0
+"""As long as the reports in batches are offered again."""
+
 REFUSING = frozenset({400, 409, 410, 413, 415, 422})
 """Answers that speak of the event and not of the upstream's own state."""
 
@@ -175,12 +177,20 @@ class Reporter:
     """`url` is the one below which /delivery-report stands; `bell` is rung by run-now."""
 
     def __init__(
-        self, store: Store, client: httpx.AsyncClient, url: str, chance: random.Random, *, bell: Bell | None = None
+        self,
+        store: Store,
+        client: httpx.AsyncClient,
+        url: str,
+        chance: random.Random,
+        *,
+        bell: Bell | None = None,
+        given_up_s: float = GIVEN_UP_S,
     ) -> None:
         self._store = store
         self._client = client
         self._url = f"{url.rstrip('/')}/delivery-report"
         self._chance = chance
+        self._given_up_s = given_up_s
         self.bell = bell or Bell()
 
     async def run(self) -> None:
@@ -222,7 +232,7 @@ class Reporter:
             answer = await call(self._client, "POST", self._url, content=content, body_bytes_max=ANSWER_BYTES_MAX)
             if not isinstance(answer, Trouble):
                 return
-            if answer.status in REFUSING and trio.current_time() - began > GIVEN_UP_S:
+            if answer.status in REFUSING and trio.current_time() - began > self._given_up_s:
                 logger.error("%s: the event of %s is given up: %s", shown(self._url), event["id"], answer.text)
                 return
             failures += 1

@@ -4,14 +4,16 @@ What changes a message's state is in this table and nowhere else. Admission refu
 transaction that would write the fact, the view `messages` folds by it, and the diagram in the docs is drawn
 from it. A pair that is absent is a programmer's error and refused as "impossible".
 
-A *step* is a fact's kind, and where one kind can lead to different states, the word in the fact that decides.
+A *step* is a fact's kind, and where one kind can lead to different states, the word in the fact that decides. Two
+steps depend on what the message has been through as well, and have a second form for it: `in_the_case_of` chooses.
 """
 
+import typing
 from typing import Literal
 
-from .attempt import AttemptEnded, AttemptInterrupted
+from .attempt import AttemptEnded, AttemptInterrupted, Next
 from .fact import Fact
-from .message import DoubtResolved
+from .message import DoubtResolved, Resolution
 
 State = Literal["waiting", "in_flight", "held", "sent", "failed", "withdrawn", "rejected"]
 
@@ -28,14 +30,20 @@ STEPS = (
     "MessageFailed",
     "DoubtResolved resend",
     "DoubtResolved sent",
+    "DoubtResolved sent, some refused",
     "DoubtResolved error",
     "AttemptStarted",
     "AttemptEnded due",
+    "AttemptEnded due, withdrawn meanwhile",
     "AttemptEnded held",
+    "AttemptEnded held, withdrawn meanwhile",
     "AttemptEnded failed",
     "AttemptEnded done",
 )
 """AttemptInterrupted takes the steps of AttemptEnded: for the message it is an end like any other."""
+
+_WITHDRAWN_MEANWHILE = {step: f"{step}, withdrawn meanwhile" for step in ("AttemptEnded due", "AttemptEnded held")}
+_SOME_REFUSED = {"DoubtResolved sent": "DoubtResolved sent, some refused"}
 
 
 class Refusal(str):
@@ -53,8 +61,8 @@ NO_ATTEMPT = Refusal("no such attempt")
 IMPOSSIBLE = Refusal("impossible")
 
 _FIRST_FACTS = ("MessageAccepted", "MessageRejected")
-_ENDS = ("AttemptEnded due", "AttemptEnded held", "AttemptEnded failed", "AttemptEnded done")
-_RESOLUTIONS = ("DoubtResolved resend", "DoubtResolved sent", "DoubtResolved error")
+_ENDS = tuple(step for step in STEPS if step.startswith("AttemptEnded"))
+_RESOLUTIONS = tuple(step for step in STEPS if step.startswith("DoubtResolved"))
 
 LIFECYCLE: dict[tuple[State | None, str], State | Refusal] = {
     # A number begins with one of two facts, and only there.
@@ -84,28 +92,48 @@ LIFECYCLE: dict[tuple[State | None, str], State | Refusal] = {
     # Only a person ends a doubt.
     ("held", "DoubtResolved resend"): "waiting",
     ("held", "DoubtResolved sent"): "sent",
+    # A message is sent only if every recipient was, whatever a person says about the others.
+    ("held", "DoubtResolved sent, some refused"): "failed",
     ("held", "DoubtResolved error"): "failed",
     **{(state, step): NOT_HELD for state in STATES if state != "held" for step in _RESOLUTIONS},
     # Attempts: one at a time, and each ends once.
     ("waiting", "AttemptStarted"): "in_flight",
     **{(state, "AttemptStarted"): NOT_WAITING for state in STATES if state != "waiting"},
     ("in_flight", "AttemptEnded due"): "waiting",
+    ("in_flight", "AttemptEnded due, withdrawn meanwhile"): "withdrawn",
     ("in_flight", "AttemptEnded held"): "held",
+    ("in_flight", "AttemptEnded held, withdrawn meanwhile"): "withdrawn",
     ("in_flight", "AttemptEnded failed"): "failed",
     ("in_flight", "AttemptEnded done"): "sent",
     **{(state, step): NO_ATTEMPT for state in STATES if state != "in_flight" for step in _ENDS},
 }
 
 
+_END_STEPS = {word: f"AttemptEnded {word}" for word in typing.get_args(Next)}
+_RESOLUTION_STEPS = {word: f"DoubtResolved {word}" for word in typing.get_args(Resolution)}
+
+
 def step_of(fact: Fact) -> str | None:
     """The step that a fact is, or None for a fact that changes no message's state."""
     match fact:
         case AttemptEnded() | AttemptInterrupted():
-            return f"AttemptEnded {fact.next}"
+            return _END_STEPS[fact.next]
         case DoubtResolved():
-            return f"DoubtResolved {fact.resolution}"
+            return _RESOLUTION_STEPS[fact.resolution]
     kind = type(fact).__name__
     return kind if (None, kind) in LIFECYCLE else None
+
+
+def in_the_case_of(step: str, *, withdrawing: bool = False, some_refused: bool = False) -> str:
+    """The form of a step for a message that was taken back in flight, or that some relay refused for somebody.
+
+    Both forms fit the same states, so whether a step is refused does not depend on the case.
+    """
+    if withdrawing:
+        step = _WITHDRAWN_MEANWHILE.get(step, step)
+    if some_refused:
+        step = _SOME_REFUSED.get(step, step)
+    return step
 
 
 def follow(state: State | None, step: str) -> State | Refusal:

@@ -10,6 +10,7 @@ HTTP/1.1 only: a proxy that speaks TLS and HTTP/2 to the world stands in front.
 """
 
 import logging
+import math
 import socket
 from functools import partial
 from typing import Any
@@ -19,12 +20,12 @@ import trio
 import wsproto.utilities
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import UnexpectedMessageError, parse_socket_addr
@@ -67,7 +68,9 @@ class OpenToAllError(Exception):
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 without a way to HTTP/2, and with errors in the one shape."""
+    """HTTP/1.1 without a way to HTTP/2, with errors in the one shape, and an answer's head and body in one send."""
+
+    _head = b""
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
@@ -80,6 +83,19 @@ class _Protocol(H11Protocol):
                 await super().stream_send(Body(event.stream_id, data))
         else:
             await super().stream_send(event)
+
+    async def _send_h11_event(self, event: Any) -> None:
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data
+        elif data := self._head + data:
+            self._head = b""
+            await self.send(RawData(data))
 
     async def _send_error_response(self, status_code: int) -> None:
         data = _error_data(status_code)
@@ -101,6 +117,8 @@ def _error_headers(data: bytes) -> list[tuple[bytes, bytes]]:
 class Connection(TCPServer):
     """One client's connection."""
 
+    _idle = True
+
     async def run(self) -> None:
         try:
             await self._converse()
@@ -112,10 +130,11 @@ class Connection(TCPServer):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_S_MAX * 1000))
         client = parse_socket_addr(raw.family, raw.getpeername())
         server = parse_socket_addr(raw.family, raw.getsockname())
+        self._reading = trio.CancelScope()
         try:
             async with TaskGroup() as task_group:
-                self._task_group = task_group
-                self.protocol = _Protocol(  # type: ignore[assignment]  # in the place of a wrapper that has the same two methods
+                # In the place of a wrapper that has the same two methods.
+                self.protocol = _Protocol(  # type: ignore[assignment]
                     self.app,
                     self.config,
                     self.context,
@@ -126,19 +145,43 @@ class Connection(TCPServer):
                     server,
                     self.protocol_send,
                 )
-                await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
         finally:
             await trio.aclose_forcefully(self.stream)
 
+    async def _read_data(self) -> None:
+        """Read until the client is gone, or has been idle for KEEP_ALIVE_S."""
+        data: bytes | bytearray = b"more"
+        while data:
+            data = b""
+            with trio.CancelScope(deadline=self._idle_deadline()) as self._reading:
+                try:
+                    data = await self.stream.receive_some(MAX_RECV)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+            if data or not self._idle:
+                await self.protocol.handle(RawData(bytes(data)))
+        await self.protocol.handle(Closed())
+
+    def _idle_deadline(self) -> float:
+        return trio.current_time() + KEEP_ALIVE_S if self._idle else math.inf
+
+    def end_if_idle(self) -> None:
+        """Close, unless a request or a stream is under way."""
+        if self._idle:
+            self._reading.cancel()
+
     async def protocol_send(self, event: Event) -> None:
-        if not isinstance(event, RawData):
+        if isinstance(event, Updated):
+            self._idle = event.idle
+            self._reading.deadline = self._idle_deadline()
+        elif isinstance(event, RawData):
+            async with self.send_lock:
+                sent = await self._send(event.data)
+            if not sent:
+                await self.protocol.handle(Closed())
+        else:
             await super().protocol_send(event)
-            return
-        async with self.send_lock:
-            sent = await self._send(event.data)
-        if not sent:
-            await self.protocol.handle(Closed())
 
     async def _send(self, data: bytes) -> bool:
         """Send, or close the connection: it takes nothing, is gone, or we are cancelled in the middle."""
@@ -201,22 +244,25 @@ class _Connections:
         self._config = _hypercorn_config(door)
         self._app = ASGIWrapper(make_app(door))  # type: ignore[arg-type]  # ASGI, typed otherwise
         self._context = WorkerContext(None)
-        self._open = 0
+        self._open: set[Connection] = set()
 
     async def handle(self, stream: trio.SocketStream) -> None:
-        if self._open >= CONNECTIONS_MAX:
+        if len(self._open) >= CONNECTIONS_MAX:
             await trio.aclose_forcefully(stream)
             return
-        self._open += 1
         state: Any = {}
+        connection = Connection(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
+        self._open.add(connection)
         try:
-            await Connection(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
+            await connection.run()
         finally:
-            self._open -= 1
+            self._open.discard(connection)
 
     async def terminate(self) -> None:
         """Close what is idle, and whatever becomes so."""
         await self._context.terminated.set()
+        for connection in tuple(self._open):
+            connection.end_if_idle()
 
 
 def _hypercorn_config(door: Door) -> Config:

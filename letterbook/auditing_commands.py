@@ -15,6 +15,7 @@ from .reading_commands import (
     print_accounts,
     print_answer,
     print_deferred,
+    print_held,
     print_message,
     print_pending,
     print_results,
@@ -111,11 +112,12 @@ def _difference_json(found: "Difference") -> dict[str, Any]:
 VIEWS: dict[str, Printer] = {
     "pending": print_pending,
     "deferred": print_deferred,
+    "held": print_held,
     "results": print_results,
     "accounts": print_accounts,
     "message": print_message,
 }
-"""The views that can be seen as of a moment, as far as they can be listed now too."""
+"""The views that can be seen as of a moment."""
 
 SUMMARY = "summary"
 

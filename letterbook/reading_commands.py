@@ -84,6 +84,19 @@ def print_deferred(answer: Any, limit: int = LIST_LIMIT) -> None:
     say_more(answer, rows, limit)
 
 
+def print_held(answer: Any, limit: int = LIST_LIMIT) -> None:
+    titles = "id", "because of", "account", "attempts", "queued", "last error"
+    rows = [
+        (
+            *(row.id, row.cause.replace("_", " "), row.account_id),
+            *(row.attempts, second_text(row.created_ts), row.last_error),
+        )
+        for row in answer.held
+    ]
+    print_table(titles, rows, "Nothing is held.")
+    say_more(answer, rows, limit)
+
+
 def print_results(answer: Any, limit: int = LIST_LIMIT) -> None:
     titles = "seq", "id", "status", "at", "account", "attempts", "code", "error"
     rows = [

@@ -13,6 +13,10 @@ row smaller never merges pages. So an erased letter is a row without content, an
 row on the pages around it is empty too: MARGIN rows away from any letter that lives. Pages of ordinary letters come
 free as their neighbours are erased; beside a living letter a few hundred empty rows stay.
 
+`secure_delete` must be on for every connection that writes letters, not only here: without it a row that moves when
+a table's first page is divided leaves a copy too. It would clear what emptying frees by itself; overwriting first
+does not rely on that.
+
 Erased replies keep their places, empty: they are few, and small.
 
 Readers take a letter whose content has no length as erased.

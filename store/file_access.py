@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from . import replay, verifying
-from .files import FileError, hold_lock, read_mark, read_or_make_key
+from .files import FileError, WrongKey, hold_lock, read_mark, read_or_make_key
 from .opening import connect
 from .schema import migrate
 from .secrets import Secrets
@@ -58,6 +58,19 @@ def secrets_of(connection: sqlite3.Connection, key_file: Path) -> Secrets | None
     except FileError:
         return None
     return secrets if connection.execute(_META, ("key",)).fetchone() == (secrets.key_id,) else None
+
+
+def check_key(path: Path, key_file: Path) -> None:
+    """Whether the service could open this log with this key; nothing is made. Raises FileError."""
+    if not path.exists() or path.stat().st_size == 0:
+        if key_file.exists():
+            read_or_make_key(key_file, True, os.urandom)
+        return
+    key_id = Secrets(read_or_make_key(key_file, True, os.urandom), os.urandom).key_id
+    with open_to_read(path) as connection:
+        (wanted,) = connection.execute(_META, ("key",)).fetchone()
+    if key_id != wanted:
+        raise WrongKey(key_file, key_id, wanted)
 
 
 def verify(path: Path, progress: verifying.Progress | None = None) -> tuple[verifying.Verdict, bool]:

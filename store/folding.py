@@ -6,9 +6,11 @@ A turn goes: `load` the rows that its entries will touch (one read a view), `fol
 what changed (one write a table). Between `load` and `flush` the rows in memory are the truth, and admission
 judges by them. `mark` and `undo` take back the folds of a request that must be whole and is not.
 
-A message whose row retention took away comes back from its own facts (`history`) when a new fact names it.
+A message whose row retention took away comes back from its own facts (`history`) when a new fact names it. Retention
+itself only deletes at `flush`: until then the row in memory is what those facts would give.
 """
 
+import operator
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +20,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
+from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Entry, Fact
-from events.message import MessageRevised, MessageWithdrawn, RetentionPassed
+from events.message import MessageRevised, RetentionPassed
 from events.wire import KINDS
 
 from .schema import DERIVED
@@ -32,6 +35,9 @@ History = Callable[[int], Iterable[Entry]]
 
 ROWS_KEPT_MAX = 20_000
 """Rows of `messages` kept from turn to turn: an attempt's start and end find here what its acceptance wrote."""
+
+ATTEMPTS_KEPT_MAX = 4_000
+"""Ends find here what their starts wrote, and ended ones are dropped: more than any number of connections."""
 
 _SELECT = {
     view.name: f"select {', '.join(view.row.__struct_fields__)} from {view.name}"
@@ -47,6 +53,35 @@ def _upsert(view: View[Any]) -> str:
     insert = f"insert into {view.name} ({', '.join(fields)}) values ({marks})"
     return f"{insert} on conflict ({view.key}) do update set {updates}"
 
+
+_MOVED = (
+    "state",
+    "due_us",
+    "due_cause",
+    "updated_us",
+    "recipients",
+    "attempts",
+    "retries",
+    "uncharged",
+    "doubts",
+    "faults",
+    "attempt",
+    "withdrawing",
+    "final_seq",
+    "final_us",
+    "cause",
+    "detail",
+)
+"""What changes in a row of `messages` unless it is revised: the rest need not be written again, nor its index."""
+
+
+def _update_message(names: tuple[str, ...]) -> str:
+    return f"update messages set {', '.join(f'{name} = ?' for name in names)} where number = ?"
+
+
+_MOVE_MESSAGE = _update_message(_MOVED)
+_REVISE_MESSAGE = _update_message(MessageRow.__struct_fields__[1:])
+_moved = operator.attrgetter(*_MOVED, "number")
 
 _UPSERT = {view.name: _upsert(view) for view in ROW_VIEWS}
 _DELETE = {view.name: f"delete from {view.name} where {view.key} = ?" for view in ROW_VIEWS}
@@ -71,16 +106,17 @@ _RETENTION = (
     "delete from results where seq < ?",
     "delete from reported where up_to < ?",
 )
+_ENDS_OF_ATTEMPTS = frozenset({AttemptEnded, AttemptInterrupted})
 
 FOLDED_TABLES: tuple[str, ...] = tuple(_SELECT) + tuple(DERIVED)
 
 
 class _Mark(Struct, frozen=True):
-    undo: int
     totals: dict[Any, int]
     dues: dict[Any, int]
     slots: dict[Any, int]
     results: int
+    retention: int
 
 
 class Folding:
@@ -91,8 +127,10 @@ class Folding:
         self._history = history
         self._rows: dict[str, dict[Key, Any]] = {view.name: {} for view in ROW_VIEWS}
         self._dirty: dict[str, dict[Key, None]] = {view.name: {} for view in ROW_VIEWS}
-        self._undo: list[tuple[str, Key, Any]] = []
-        self._stored: set[Key] = set()
+        # (view, key, row before, whether it was to be written already), while a mark is set.
+        self._undo: list[tuple[str, Key, Any, bool]] | None = None
+        self._stored: dict[Key, int] = {}
+        self._retention = 0
         self._totals: dict[tuple[int, str], int] = defaultdict(int)
         self._dues: dict[tuple[int, int], int] = defaultdict(int)
         self._slots: dict[tuple[int, int], int] = defaultdict(int)
@@ -104,8 +142,9 @@ class Folding:
             rows.clear()
         for keys in self._dirty.values():
             keys.clear()
-        self._undo.clear()
+        self._undo = None
         self._stored.clear()
+        self._retention = 0
         self._totals.clear()
         self._dues.clear()
         self._slots.clear()
@@ -120,9 +159,11 @@ class Folding:
         row_type = _ROW_TYPE[view]
         rows.update(dict.fromkeys(missing))
         for columns in self._connection.execute(_SELECT[view], (msgspec.json.encode(missing).decode(),)):
-            rows[columns[0]] = row_type(*columns)
+            row = rows[columns[0]] = row_type(*columns)
             if view == "messages":
-                self._stored.add(columns[0])
+                self._stored[columns[0]] = row.revision
+            elif view == "reported" and row.up_to < self._retention:
+                rows[columns[0]] = None
 
     def row(self, view: str, key: Key) -> Any:
         """The row as of the last folded entry, or None; loads it where that has not been done."""
@@ -151,30 +192,36 @@ class Folding:
             self.load(view.name, [key for entry in touching for key in view.keys(entry)])
 
     def fold(self, entry: Entry) -> None:
-        """Take one entry into every view, in memory; RetentionPassed alone reaches the tables at once."""
-        if isinstance(entry.fact, RetentionPassed):
-            self._pass_retention(entry.fact.before)
-            return
-        for view in _TOUCHED[type(entry.fact)]:
+        """Take one entry into every view, in memory."""
+        fact = entry.fact
+        kind = type(fact)
+        for view in _TOUCHED[kind]:
             for key in view.keys(entry):
                 self._evolve(view, key, entry)
-        for (account, second), step in slot_steps(entry):
-            self._slots[account, second] += step
+        if kind in _ENDS_OF_ATTEMPTS:
+            for slot, step in slot_steps(entry):
+                self._slots[slot] += step
+        elif isinstance(fact, RetentionPassed):
+            # What is final by now: so it does not matter that the deletes wait for the end of the turn.
+            self._pass_retention(min(fact.before, entry.seq))
 
     def _evolve(self, view: View[Any], key: Key, entry: Entry) -> None:
         name = view.name
-        if name == "messages" and isinstance(entry.fact, MessageRevised | MessageWithdrawn):
+        before = self.row(name, key)
+        if before is None and name == "messages" and type(entry.fact) is MessageRevised:
             before = self.message(entry.message or 0)
-        else:
-            before = self.row(name, key)
         after = view.evolve(before, entry)
-        if after is before:
-            return
-        self._undo.append((name, key, before))
+        if after is not before:
+            self._put(name, key, before, after)
+            if name == "messages":
+                self._derive(before, after, entry)
+
+    def _put(self, name: str, key: Key, before: Any, after: Any) -> None:
+        dirty = self._dirty[name]
+        if self._undo is not None:
+            self._undo.append((name, key, before, key in dirty))
         self._rows[name][key] = after
-        self._dirty[name][key] = None
-        if name == "messages":
-            self._derive(before, after, entry)
+        dirty[key] = None
 
     def _derive(self, before: MessageRow | None, after: MessageRow | None, entry: Entry) -> None:
         for total, step in total_steps(before, after):
@@ -185,18 +232,27 @@ class Folding:
             self._results.append(result)
 
     def mark(self) -> _Mark:
-        """Where `undo` can come back to."""
-        return _Mark(len(self._undo), dict(self._totals), dict(self._dues), dict(self._slots), len(self._results))
+        """Where `undo` can come back to; from here on folds are remembered, until `undo` or `keep`."""
+        self._undo = []
+        counts = dict(self._totals), dict(self._dues), dict(self._slots)
+        return _Mark(*counts, len(self._results), self._retention)
+
+    def keep(self) -> None:
+        """What was folded since the mark stays."""
+        self._undo = None
 
     def undo(self, mark: _Mark) -> None:
-        """Take back every fold since the mark. Rows stay marked as changed: writing them again does no harm."""
-        while len(self._undo) > mark.undo:
-            name, key, before = self._undo.pop()
+        """Take back every fold since the mark, without a trace."""
+        for name, key, before, was_dirty in reversed(self._undo or ()):
             self._rows[name][key] = before
+            if not was_dirty:
+                del self._dirty[name][key]
+        self._undo = None
         for counts, then in ((self._totals, mark.totals), (self._dues, mark.dues), (self._slots, mark.slots)):
             counts.clear()
             counts.update(then)
         del self._results[mark.results :]
+        self._retention = mark.retention
 
     def flush(self) -> None:
         """Write what changed since the last flush, one statement a table."""
@@ -208,7 +264,8 @@ class Folding:
         if self._results:
             self._connection.executemany(_INSERT_RESULT, map(astuple, self._results))
             self._results.clear()
-        self._undo.clear()
+        if self._retention:
+            self._delete_retained()
         self._shrink()
 
     def _flush_rows(self, view: View[Any], dirty: Iterable[Key]) -> None:
@@ -223,15 +280,24 @@ class Folding:
             self._connection.executemany(_DELETE[view.name], gone)
 
     def _flush_messages(self, present: list[tuple[Key, MessageRow]]) -> None:
-        """New rows are inserted without asking whether they are there, which costs half as much."""
+        """An insert for new rows and an update of what moves for stored ones: an upsert of all costs four times that."""
+        new: list[tuple[Any, ...]] = []
+        moved: list[tuple[Any, ...]] = []
+        revised: list[tuple[Any, ...]] = []
         stored = self._stored
-        new = [astuple(row) for key, row in present if key not in stored]
-        changed = [astuple(row) for key, row in present if key in stored]
-        if new:
-            self._connection.executemany(_INSERT_MESSAGE, new)
-            stored.update(row[0] for row in new)
-        if changed:
-            self._connection.executemany(_UPSERT["messages"], changed)
+        for key, row in present:
+            revision = stored.get(key)
+            if revision is None:
+                new.append(astuple(row))
+            elif revision == row.revision:
+                moved.append(_moved(row))
+            else:
+                number, *columns = astuple(row)
+                revised.append((*columns, number))
+            stored[key] = row.revision
+        for statement, rows in ((_INSERT_MESSAGE, new), (_MOVE_MESSAGE, moved), (_REVISE_MESSAGE, revised)):
+            if rows:
+                self._connection.executemany(statement, rows)
 
     def _flush_counts(self) -> None:
         if totals := [(account, state, n) for (account, state), n in self._totals.items() if n]:
@@ -246,21 +312,30 @@ class Folding:
         self._slots.clear()
 
     def _shrink(self) -> None:
-        """Keep memory bounded: only open messages are likely to be asked for again."""
+        """Keep memory bounded: open attempts are as few as connections, and of messages the recent ones are kept."""
         messages = self._rows["messages"]
         if len(messages) > ROWS_KEPT_MAX:
             messages.clear()
             self._stored.clear()
-        for name in ("attempts", "tokens", "reported"):
+        attempts = self._rows["attempts"]
+        if len(attempts) > ATTEMPTS_KEPT_MAX:
+            attempts.clear()
+        for name in ("tokens", "reported"):
             self._rows[name].clear()
 
     def _pass_retention(self, before: int) -> None:
-        """One declared range delete a table; what the rows in memory say is written first, then dropped."""
-        self.flush()
+        """`reported` rows can come again under the same key, so those in memory go at once; the rest at `flush`."""
+        self._retention = max(self._retention, before)
+        reported = self._rows["reported"]
+        for key, row in [each for each in reported.items() if each[1] is not None and each[1].up_to < before]:
+            self._put("reported", key, row, None)
+
+    def _delete_retained(self) -> None:
+        """One declared range delete a table."""
         for statement in _RETENTION:
-            self._connection.execute(statement, (before,))
+            self._connection.execute(statement, (self._retention,))
+        self._retention = 0
         self._rows["messages"].clear()
-        self._rows["reported"].clear()
         self._stored.clear()
 
 

@@ -282,12 +282,16 @@ class _Work:
     async def erase(self, recorder: Recorder, housekeeper: Housekeeper) -> None:
         """While there is something to erase, see that turns go on; then have the write-ahead file cut."""
         while True:
-            if self._erasing:
+            if self.erasing():
                 await _empty_turn(recorder)
-                if not self._erasing:
+                if not self.erasing():
                     housekeeper.ask_for_truncating()
             else:
                 await trio.sleep(ERASE_LOOK_S)
+
+    def erasing(self) -> bool:
+        """Whether something is still to be erased."""
+        return self._erasing
 
 
 async def _empty_turn(recorder: Recorder) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
 from events.fact import Entry
-from events.lifecycle import FINAL, Refusal, State, follow, step_of
+from events.lifecycle import FINAL, Refusal, State, follow, in_the_case_of, step_of
 from events.message import (
     DoubtResolved,
     MessageAccepted,
@@ -28,7 +28,8 @@ class RecipientState(Struct, frozen=True, array_like=True, omit_defaults=True):
     """The last word about one recipient; `ended` is the seq of the fact that said it (0: nothing yet).
 
     `status` is open, delivered, deferred, refused or in_doubt; once the message is final, what stayed open is
-    withdrawn, expired or deferred.
+    withdrawn, expired or deferred. While a message that came again is open, whoever was in doubt under its earlier
+    content is passed_by: new content is not for them, and once it is final they are in_doubt again.
     """
 
     status: str = "open"
@@ -41,7 +42,8 @@ class RecipientState(Struct, frozen=True, array_like=True, omit_defaults=True):
 OPEN_RECIPIENT = RecipientState()
 RETRIABLE = frozenset({"open", "deferred", "in_doubt"})
 """Recipients of a waiting message that its next attempt is for."""
-REACHED = frozenset({"delivered", "in_doubt"})
+IN_DOUBT = frozenset({"in_doubt"})
+REACHED = frozenset({"delivered", "in_doubt", "passed_by"})
 """Recipients who have the message, or may have it: the same id sent again passes them by."""
 
 _encode = msgspec.json.encode
@@ -129,12 +131,18 @@ def evolve(row: MessageRow | None, entry: Entry) -> MessageRow | None:
     step = step_of(entry.fact)
     if step is None:
         return row
-    state = follow(row.state if row else None, step)
-    if isinstance(state, Refusal):
-        return row
     if row is None:
-        return _first(entry)
-    return _finished(_after(row, state, entry), entry)
+        return None if isinstance(follow(None, step), Refusal) else _first(entry)
+    state = follow(row.state, _in_this_case(row, step))
+    return row if isinstance(state, Refusal) else _finished(_after(row, state, entry), entry)
+
+
+def _in_this_case(row: MessageRow, step: str) -> str:
+    if row.state == "in_flight":
+        return in_the_case_of(step, withdrawing=row.withdrawing)
+    if row.state == "held":
+        return in_the_case_of(step, some_refused=any(state.status == "refused" for state in row.states()))
+    return step
 
 
 def _first(entry: Entry) -> MessageRow | None:
@@ -197,22 +205,48 @@ def _after(row: MessageRow, state: State, entry: Entry) -> MessageRow:
             detail = None if fact.after_s is None else str(fact.after_s)
             return replace(row, state=state, cause=fact.cause, detail=detail, updated_us=at_us)
         case DoubtResolved() as fact:
-            due_us = at_us if fact.due_us is None else fact.due_us
-            cause = f"resolved_{fact.resolution}"
-            return replace(row, state=state, cause=cause, due_us=due_us, doubts=0, updated_us=at_us)
+            return _resolved(row, state, entry, fact)
     return row
 
 
+_RESOLVED = {"resend": "open", "sent": "delivered", "error": "refused"}
+"""What a person's word makes of a recipient in doubt: it is the last word about them."""
+
+_NOT_REFUSED = RETRIABLE | {"passed_by"}
+
+
+def _resolved(row: MessageRow, state: State, entry: Entry, fact: DoubtResolved) -> MessageRow:
+    """After a person decided. Called sent, whoever was not refused has it; else only who was in doubt is changed."""
+    resolved = RecipientState(_RESOLVED[fact.resolution], ended=entry.seq)
+    meant = _NOT_REFUSED if fact.resolution == "sent" else IN_DOUBT
+    due_us = entry.at_us if fact.due_us is None else fact.due_us
+    return replace(
+        row,
+        state=state,
+        recipients=_replaced(row, meant, resolved),
+        cause="refused" if fact.resolution == "sent" and state == "failed" else f"resolved_{fact.resolution}",
+        due_us=due_us,
+        due_cause="asked" if due_us > entry.at_us else None,
+        doubts=0,
+        updated_us=entry.at_us,
+    )
+
+
+def _replaced(row: MessageRow, statuses: frozenset[str], by: RecipientState) -> str:
+    """The recipients as JSON, those with one of `statuses` replaced."""
+    states = row.states()
+    after = tuple([by if state.status in statuses else state for state in states])
+    return row.recipients if after == states else _encode(after).decode()
+
+
 def _ended(row: MessageRow, state: State, entry: Entry, fact: AttemptEnded | AttemptInterrupted) -> MessageRow:
-    """After an attempt. A mark of withdrawal wins over waiting again: what is still open is withdrawn."""
+    """After an attempt. What a log says of a recipient that the envelope has not is passed over: folds never fail."""
     states = list(row.states())
     for outcome in fact.outcomes:
-        if outcome.recipient < len(states):
+        if 0 <= outcome.recipient < len(states):
             states[outcome.recipient] = RecipientState(
                 outcome.status, outcome.code, outcome.enhanced, outcome.queue_id, entry.seq
             )
-    if row.withdrawing and state in ("waiting", "held"):
-        state = "withdrawn"
     return replace(
         row,
         state=state,
@@ -236,7 +270,7 @@ def _revised(row: MessageRow, entry: Entry, fact: MessageRevised) -> MessageRow:
     reached = row.reached_digests()
     open_indexes = frozenset(fact.reach)
     states = [
-        OPEN_RECIPIENT if index in open_indexes else reached.get(digest, OPEN_RECIPIENT)
+        OPEN_RECIPIENT if index in open_indexes else _passed_by(reached.get(digest, OPEN_RECIPIENT))
         for index, digest in enumerate(fact.recipients)
     ]
     for digest in fact.recipients:
@@ -260,7 +294,15 @@ def _revised(row: MessageRow, entry: Entry, fact: MessageRevised) -> MessageRow:
     )
 
 
-_LAST_WORD = {"withdrawn": "withdrawn", "expired": "expired"}
+def _passed_by(state: RecipientState) -> RecipientState:
+    return replace(state, status="passed_by") if state.status in IN_DOUBT else state
+
+
+_LAST_WORDS = {
+    "withdrawn": {"open": "withdrawn", "deferred": "withdrawn"},
+    "expired": {"open": "expired", "deferred": "expired"},
+}
+"""What becomes of recipients' statuses when a message has ended for this cause."""
 
 
 def _finished(row: MessageRow, entry: Entry) -> MessageRow:
@@ -268,12 +310,10 @@ def _finished(row: MessageRow, entry: Entry) -> MessageRow:
     if row.state not in FINAL:
         return row
     recipients = row.recipients
-    if row.state == "sent" and isinstance(entry.fact, DoubtResolved):
-        delivered = RecipientState("delivered", ended=entry.seq)
-        states = [delivered if s.status in RETRIABLE else s for s in row.states()]
-        recipients = _encode(states).decode()
-    elif row.state != "sent" and (word := _LAST_WORD.get(row.cause or "")):
-        states = [replace(s, status=word) if s.status in ("open", "deferred") else s for s in row.states()]
+    words = _LAST_WORDS.get(row.cause or "")
+    if words or "passed_by" in recipients:
+        words = {"passed_by": "in_doubt", **(words or {})}
+        states = [replace(s, status=words[s.status]) if s.status in words else s for s in row.states()]
         recipients = _encode(states).decode()
     return replace(row, final_seq=entry.seq, final_us=entry.at_us, recipients=recipients, withdrawing=False)
 

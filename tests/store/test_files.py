@@ -1,10 +1,12 @@
 """The lock, the mark and the key file, on a real file system."""
 
 import os
+import resource
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -127,17 +129,34 @@ def test_a_mark_that_cannot_be_read_is_named(db):
     assert one_line(caught.value, mark_path(db))
 
 
-def test_a_mark_that_cannot_be_written_leaves_the_old_one(db, monkeypatch):
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """No file of this process may hold a byte more, as on a full disk."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, usual[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+def test_a_mark_that_cannot_be_written_leaves_the_old_one(db, request):
     write_mark(db, Mark("a1b2", 17))
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    request.getfixturevalue("no_room")
+    with pytest.raises(OSError, match="too large"):
         write_mark(db, Mark("a1b2", 18))
     assert read_mark(db) == Mark("a1b2", 17)
     assert [path.name for path in db.parent.iterdir()] == ["letterbook.db.mark"]
+
+
+def test_a_key_that_cannot_be_written_leaves_no_half_of_it(tmp_path, no_room):
+    with pytest.raises(KeyUnreadable, match="too large"):
+        read_or_make_key(tmp_path / "letterbook.key", False, os.urandom)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_crash_left_half_written_is_no_hindrance(db):
+    Path(f"{mark_path(db)}.new").write_text("half of")
+    write_mark(db, Mark("a1b2", 18))
+    assert read_mark(db) == Mark("a1b2", 18)
 
 
 def test_the_keeper_writes_at_most_once_a_second_and_at_the_end(db):
