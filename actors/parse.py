@@ -11,7 +11,6 @@ anything is the wrong field the reason.
 """
 
 import json
-import math
 import re
 import sys
 from binascii import a2b_base64
@@ -465,7 +464,7 @@ def _priority(wish: str | float | None, default: int) -> int:
         if (number := PRIORITY_LABELS.get(wish.strip().lower())) is None:
             raise _invalid("priority")
         return number
-    return 0 if math.isnan(wish) else int(max(0, min(3, wish)))
+    return int(max(0, min(3, wish)))
 
 
 def clamp_priority(wish: str | float | None) -> int | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .failures import Failure, one_line
-from .moments import PLACE
+from .moments import place as a_place
 from .printing import clean, moment_text, print_json, print_table, progress
 from .reading_commands import (
     Printer,
@@ -123,7 +123,7 @@ SUMMARY = "summary"
 
 
 @click.command()
-@click.argument("place", type=PLACE, metavar="SEQ|TIME")
+@click.argument("place", type=a_place, metavar="SEQ|TIME")
 @click.argument("view", type=click.Choice([SUMMARY, *VIEWS]), default=SUMMARY)
 @click.argument("message_id", metavar="[ID]", required=False)
 @page_options
@@ -193,5 +193,3 @@ def _summary(moment: "Moment") -> dict[str, Any]:
 def _print_summary(answer: Any, limit: int) -> None:
     states = list(answer)[3:]
     print_table(("state", "messages"), [(state.replace("_", " "), answer[state]) for state in states])
-
-

@@ -1,5 +1,6 @@
 """Commands that speak to a running service: send, tail."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +101,7 @@ def _of_options(
     if subject is not None:
         given["subject"] = subject
     if body is not None:
-        given["body"] = click.get_text_stream("stdin").read() if body == "-" else body
+        given["body"] = sys.stdin.read() if body == "-" else body
         given["content_type"] = "html" if html else "plain"
     return given
 

@@ -128,7 +128,7 @@ def _next(event: Event) -> str:
 
 
 def _rejected(event: Event) -> str:
-    return event["reason"]
+    return str(event["reason"])
 
 
 def _failed(event: Event) -> str:

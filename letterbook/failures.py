@@ -25,6 +25,8 @@ def one_line() -> Iterator[None]:
     """Within, operating errors become a Failure, also those that a nursery has put into a group."""
     try:
         yield
+    except click.ClickException:
+        raise
     except BaseException as error:
         leaves = list(_leaves(error))
         lines = [line for leaf in leaves if (line := _line(leaf))]
@@ -44,6 +46,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _line(error: BaseException) -> str | None:
     """The line for the operator; None where this is a bug."""
+    if isinstance(error, click.ClickException):
+        return error.message
     if isinstance(error, _operating_errors()):
         return " ".join(str(error).split())
     if isinstance(error, OSError):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .fact_words import line
-from .moments import MOMENT
-from .printing import clean, moment_text, on_terminal, print_fact, print_line
+from .moments import moment
+from .printing import moment_text, on_terminal, print_fact, print_line
 from .sources import open_source, source_options
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def selecting(command: Command) -> Command:
             click.option("--message", "message_id", metavar="ID", help="Facts about this message."),
             click.option("--kind", metavar="K", help="Facts of this kind, such as AttemptEnded."),
             click.option("--account", "account_id", metavar="A", help="Facts about this account and its mail."),
-            click.option("--since", type=MOMENT, metavar="T", help="Facts from this moment on (ISO 8601)."),
-            click.option("--until", type=MOMENT, metavar="T", help="Facts up to this moment (ISO 8601)."),
+            click.option("--since", type=moment, metavar="T", help="Facts from this moment on (ISO 8601)."),
+            click.option("--until", type=moment, metavar="T", help="Facts up to this moment (ISO 8601)."),
         )
     ):
         command = option(command)
@@ -173,9 +173,4 @@ def _put_line(fact: "StoredFact", stretch: "Stretch") -> None:
 
     from gateway.event_json import event_json
 
-    shown = line(msgspec.json.decode(event_json(fact.entry(), stretch.message_ids, stretch.account_ids)))
-    if on_terminal():
-        print_fact(shown)
-    else:
-        cells = shown.seq, moment_text(shown.at_us), shown.kind, shown.about, shown.words
-        click.echo("\t".join(map(clean, cells)))
+    print_fact(line(msgspec.json.decode(event_json(fact.entry(), stretch.message_ids, stretch.account_ids))))

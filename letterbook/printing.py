@@ -70,10 +70,8 @@ def print_json(answer: Any) -> None:
 
 
 def print_line(data: bytes) -> None:
-    """A line of bytes; flushed, for whoever reads a stream of them."""
-    out = click.get_binary_stream("stdout")
-    out.write(data + b"\n")
-    out.flush()
+    """A line of bytes; click flushes it, for whoever reads a stream of them."""
+    click.echo(data)
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:
@@ -139,10 +137,12 @@ ABOUT_WIDTH = 22
 
 
 def print_fact(fact: "Line") -> None:
-    """A fact as one line on a terminal, in columns as far as they hold."""
-    head = f"{fact.seq:>6}  {moment_text(fact.at_us)[11:]}  "
-    words = clean(fact.words)
-    colour = STYLES.get(fact.tone)
-    said = click.style(words, fg=colour) if colour else words
-    about = f"{clean(fact.about):{ABOUT_WIDTH}}"
-    click.echo(f"{click.style(head, dim=True)}{fact.kind:{KIND_WIDTH}}  {click.style(about, bold=True)}  {said}")
+    """A fact as one line: in columns as far as they hold on a terminal, else tab-separated."""
+    about, words = clean(fact.about), clean(fact.words)
+    if not on_terminal():
+        click.echo("\t".join((str(fact.seq), moment_text(fact.at_us), fact.kind, about, words)))
+        return
+    head = f"{fact.seq:>6}  {moment_text(fact.at_us)[11:]}"
+    said = click.style(words, fg=STYLES.get(fact.tone))
+    name = click.style(f"{about:{ABOUT_WIDTH}}", bold=True)
+    click.echo(f"{click.style(head, dim=True)}  {fact.kind:{KIND_WIDTH}}  {name}  {said}")

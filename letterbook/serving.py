@@ -1,14 +1,12 @@
 """Running the service until a signal: SIGTERM or SIGINT drains, a second one cuts the drain short."""
 
-import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import trio
 
 from .config import Config
+from .signals import STOP_SIGNALS, heed
 from .system import Serving, serve
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 async def serve_until_signalled(config: Config, ready: Callable[[Serving], None]) -> None:
@@ -19,10 +17,3 @@ async def serve_until_signalled(config: Config, ready: Callable[[Serving], None]
             nursery.start_soon(heed, signals, stopping, stopping_now)
             await serve(config, stopping=stopping, stopping_now=stopping_now, ready=ready)
             nursery.cancel_scope.cancel()
-
-
-async def heed(signals: AsyncIterator[int], stopping: trio.Event, stopping_now: trio.Event) -> None:
-    """Turn the first signal into one event and the second into the other."""
-    for event in (stopping, stopping_now):
-        await anext(signals)
-        event.set()

@@ -337,7 +337,7 @@ def default_account(config: Config) -> payloads.Account | None:
 
 @asynccontextmanager
 async def running(config: Config, world: World, stop: Stop) -> AsyncIterator[System]:
-    """A service without HTTP, from the block's beginning to its end. Raises FileTrouble, OpeningError, GivenUp."""
+    """A service without HTTP, from the block's beginning to its end. Raises FileError, OpeningError, GivenUp."""
     async with open_store(
         config.storage.db_path,
         config.storage.key_file,
@@ -385,7 +385,7 @@ async def serve(
 ) -> None:
     """The whole service, until `stopping`; `stopping_now` cuts the drain short, `ready` hears where it listens.
 
-    Raises FileTrouble, OpeningError, GivenUp, and OSError where the port cannot be had.
+    Raises FileError, OpeningError, GivenUp, and OSError where the port cannot be had.
     """
     async with (
         real_world() as world,

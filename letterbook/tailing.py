@@ -7,7 +7,7 @@ from .client import Refused, Stream
 from .fact_words import line
 from .failures import Failure
 from .printing import print_fact, print_line
-from .serving import STOP_SIGNALS
+from .signals import STOP_SIGNALS
 
 
 async def tail_until_signalled(stream: Stream, as_json: bool) -> None:

@@ -99,9 +99,7 @@ def _stretch(connection: sqlite3.Connection, selection: Selection, after: int, u
         connection.execute("rollback")
 
 
-def _facts(
-    connection: sqlite3.Connection, selection: Selection, after: int, up_to: int
-) -> tuple[StoredFact, ...]:
+def _facts(connection: sqlite3.Connection, selection: Selection, after: int, up_to: int) -> tuple[StoredFact, ...]:
     accounts = None
     if selection.account_id is not None:
         accounts = msgspec.json.encode(sorted(account_numbers(connection, selection.account_id))).decode()

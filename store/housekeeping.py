@@ -33,6 +33,9 @@ RESTART_WAIT_MS = 20
 """How long the writer waits for readers before it goes on without having made room: a page is read faster."""
 
 TRUNCATE_WAIT_MS = 100
+IDLE_TICK_S = 5.0
+"""When nothing is committed there is nothing to look for."""
+
 IDLE_TICKS = 40
 """Ten seconds without a commit: then a few milliseconds of the writer's lock are nobody's."""
 
@@ -197,7 +200,7 @@ class Housekeeper:
                 await trio.to_thread.run_sync(self.tick, limiter=self._limiter)
             else:
                 self.tick()
-            await trio.sleep(TICK_S)
+            await trio.sleep(TICK_S if self._idle_ticks < IDLE_TICKS else IDLE_TICK_S)
 
     def tick(self) -> Chore | None:
         """Look, and do what is to be done now."""

@@ -78,6 +78,8 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         connection.execute("pragma synchronous = full")
         connection.execute("pragma wal_autocheckpoint = 0")
         connection.execute("pragma cache_size = -65536")
+        # What is freed is overwritten: erasing counts on it.
+        connection.execute("pragma secure_delete = on").close()
     return connection
 
 
@@ -177,7 +179,7 @@ async def open_store(
 ) -> AsyncIterator[Store]:
     """Open the store for writing and hold it until the block ends; then what is queued is written for `drain_s`.
 
-    Raises FileTrouble (locked, key) and OpeningError (views to be rebuilt first). `threaded=False` runs everything
+    Raises FileError (locked, key) and OpeningError (views to be rebuilt first). `threaded=False` runs everything
     inline, for virtual time.
     """
     with ExitStack() as stack:
@@ -267,31 +269,37 @@ class _Work:
         self._clock = clock
         # What a crash left unerased is taken up again.
         self._erasing = True
+        self._cut_wanted = False
 
     def turn(self, requests: Sequence[Request]) -> TurnResult:
         result = self._writer.turn(requests)
         if error := self._keeper.keep(self._writer.last_seq, self._clock.monotonic_us()):
             logger.warning("the mark file cannot be written: %s", error)
-        self._relief.between_turns()
         if any(isinstance(entry.fact, ContentErased) for entry in result.entries):
             self._erasing = True
+        try:
+            self._tidy()
+        except sqlite3.Error as error:
+            # The turn is on disk, so its askers must not hear otherwise; the next turn tries again.
+            logger.warning("housekeeping between two turns failed: %s", error)
+        return result
+
+    def _tidy(self) -> None:
+        self._relief.between_turns()
         if self._erasing:
             self._erasing = erase_step(self._writer.connection) > 0
-        return result
+            self._cut_wanted = self._cut_wanted or not self._erasing
 
     async def erase(self, recorder: Recorder, housekeeper: Housekeeper) -> None:
         """While there is something to erase, see that turns go on; then have the write-ahead file cut."""
         while True:
-            if self.erasing():
+            if self._erasing:
                 await _empty_turn(recorder)
-                if not self.erasing():
-                    housekeeper.ask_for_truncating()
-            else:
+            if self._cut_wanted:
+                self._cut_wanted = False
+                housekeeper.ask_for_truncating()
+            if not self._erasing:
                 await trio.sleep(ERASE_LOOK_S)
-
-    def erasing(self) -> bool:
-        """Whether something is still to be erased."""
-        return self._erasing
 
 
 async def _empty_turn(recorder: Recorder) -> None:

@@ -163,16 +163,24 @@ OLDEST_DUE = (
 )
 """The earliest due moment of all waiting mail: the head of each account's queues."""
 
-ENVELOPES = "select letter, envelope from letters where letter in (select value from json_each(?))"
+ENVELOPES = (
+    "select letter, envelope from letters"
+    " where letter in (select value from json_each(?)) and length(envelope) > 0"
+)
 """Letters' envelopes by the seqs of the facts that brought them; those erased are missing."""
 
-CONTENT = "select content from letters where letter = ?"
+CONTENT = "select content from letters where letter = ? and length(content) > 0"
 """One letter's content: contents are large, so they are read one by one until a page is full."""
 
-ENVELOPE_AT = "select envelope from letters where message = ? and letter <= ? order by letter desc limit 1"
+ENVELOPE_AT = (
+    "select envelope from letters where message = ? and letter <= ? and length(envelope) > 0"
+    " order by letter desc limit 1"
+)
 """A message's envelope as of a seq."""
 
-REPLIES = "select ended, recipient, text from replies where ended in (select value from json_each(?))"
+REPLIES = (
+    "select ended, recipient, text from replies where ended in (select value from json_each(?)) and text <> x''"
+)
 """What relays said in these ends of attempts."""
 
 REPORTED_AT = "select at_us from reported where up_to >= ? order by up_to limit 1"

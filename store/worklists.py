@@ -29,8 +29,8 @@ MESSAGES_BY_NUMBER = (
     f"select {columns(MessageRow, 'messages')} from messages where number in (select value from json_each(?))"
 )
 WITH_CONTENT = (
-    "select message from letters where message in (select value from json_each(?1))"
-    " union select message from replies where message in (select value from json_each(?1))"
+    "select message from letters where message in (select value from json_each(?1)) and length(content) > 0"
+    " union select message from replies where message in (select value from json_each(?1)) and text <> x''"
 )
 """Of these messages, those that still have a letter or a relay's words."""
 

@@ -35,7 +35,11 @@ _NEW_LETTER = "insert into letters values (?, ?, ?, ?, ?)"
 _NEW_REPLY = "insert or replace into replies values (?, ?, ?, ?)"
 _SEALED = "insert into secrets values (?, ?) on conflict (name) do update set sealed = excluded.sealed"
 _ERASURE = "insert into erasures values (?, ?) on conflict (message) do update set up_to = max(up_to, excluded.up_to)"
-_LETTERS = "select letter, envelope, content, salt from letters where letter in (select value from json_each(?))"
+_LETTERS = (
+    "select letter, envelope, content, salt from letters"
+    " where letter in (select value from json_each(?)) and length(content) > 0"
+)
+"""The letters of these revisions; one that was erased has no content."""
 _HISTORY = "select seq, at_us, kind, version, message, account, data from log where message = ? order by seq"
 _LAST = "select seq, at_us from log order by seq desc limit 1"
 _LAST_HASH = "select hash from commits order by last_seq desc limit 1"

@@ -184,7 +184,7 @@ def test_absent_and_null_are_missing_and_only_addresses_may_not_be_empty(fields,
         ({"to": "a@b.c, d"}, "to[1]"),
         ({"bcc": ["a@b..c"]}, "bcc[0]"),
         ({"reply_to": "x"}, "reply_to[0]"),
-        ({"to": ["a@b.c\r\nRCPT TO:<d@e.f>"]}, "to[0]"),
+        ({"to": ["<a@b.c\r\nRCPT TO:d@e.f>"]}, "to[0]"),
     ],
 )
 def test_an_address_that_is_none_is_named_by_its_place(fields, which):

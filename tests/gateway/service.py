@@ -169,7 +169,9 @@ _ACCOUNT_FACTS: dict[type, Any] = {
 
 
 @asynccontextmanager
-async def running(folder: Path, *, scripted: bool = True, disk_low: bool = False, **settings: Any) -> AsyncIterator[Service]:
+async def running(
+    folder: Path, *, scripted: bool = True, disk_low: bool = False, **settings: Any
+) -> AsyncIterator[Service]:
     """A service; at the end it is stopped, and must stop within its drain time."""
     settings = {"port": 0, "api_token": TOKEN, "drain_seconds": 3.0} | settings
     stopping = trio.Event()

@@ -10,7 +10,7 @@ from store.views.messages import MessageRow, RecipientState
 REFUSED = RecipientState("refused", 550, "5.1.1", None, 9)
 DEFERRED = RecipientState("deferred", 451, "4.7.1", None, 9)
 DELIVERED = RecipientState("delivered", 250, None, "q", 9)
-DOUBT = RecipientState("in_doubt", None, None, None, 9)
+DOUBT = RecipientState("in_doubt", None, None, None, 8)
 SAID = {(9, 0): "550 5.1.1 no such user", (9, 1): "550 5.1.1 no such user", (9, 2): "451 4.7.1 later"}
 
 
@@ -52,7 +52,7 @@ def test_after_an_erasure_codes_stay_and_words_go(cause, states, text):
 
 def test_words_of_ours_get_the_code_in_front():
     assert reply_text(DEFERRED, 0, {(9, 0): "the relay hung up"}) == "451 4.7.1 the relay hung up"
-    assert reply_text(DOUBT, 0, {(9, 0): "the relay hung up"}) == "the relay hung up"
+    assert reply_text(DOUBT, 0, {(8, 0): "the relay hung up"}) == "the relay hung up"
 
 
 def test_the_first_refusal_speaks_before_a_deferral():

@@ -1,0 +1,45 @@
+"""The command line: the table of commands.
+
+The commands' modules import what is heavy only when a command runs, so that --help answers at once.
+"""
+
+import click
+
+from .auditing_commands import at, rebuild, verify
+from .client_commands import send, tail
+from .log_command import log
+from .reading_commands import accounts, deferred, pending, results, show
+from .service_commands import check_config, demo, serve
+
+COMMANDS: dict[str, tuple[click.Command, ...]] = {
+    "Run": (serve, demo, check_config),
+    "Send and watch": (send, tail),
+    "Look, at a running or a stopped service": (log, show, pending, deferred, results, accounts),
+    "Audit": (verify, at, rebuild),
+}
+"""Every command, in the order in which help shows them."""
+
+
+class _Sections(click.Group):
+    """A group whose help shows the commands by subject."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for subject, commands in COMMANDS.items():
+            with formatter.section(subject):
+                formatter.write_dl([(str(command.name), command.get_short_help_str(90)) for command in commands])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Sections,
+    commands=[command for commands in COMMANDS.values() for command in commands],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="letterbook", message="%(prog)s %(version)s")
+def main() -> None:
+    """Letterbook: outbound mail that is never lost and never unexplained.
+
+    Exit codes: 0, 1 (the answer is no), 2 (wrong usage).
+    """
