@@ -120,7 +120,7 @@ def tls_mode(account: payloads.Account) -> TlsMode:
 
 
 def differs(fact: AccountSaved, row: AccountRow) -> bool:
-    """Whether saving this would change the account, whoever asks: a start records its configuration only then."""
+    """Whether saving this would change the account, whoever asks."""
     return any(getattr(fact, name) != getattr(row, name) for name in AccountSaved.__struct_fields__ if name != "by")
 
 
@@ -211,8 +211,8 @@ class ControlActor:
         """The contract's answer, a refusal, or that nothing can be recorded now."""
         try:
             return await self._carry_out(control.command, control.by)
-        except Refused as refused:
-            return refused
+        except (Refused, Unavailable) as answer:
+            return answer
         except NotRecorded as error:
             return Unavailable(str(error))
 
@@ -268,14 +268,20 @@ class ControlActor:
             last = numbers[-1]
 
     async def _save(self, account: payloads.Account, by: str) -> Answer:
-        row = await self._store.read(reading.account, account.id)
-        stored = await self._credentials(row)
-        saving = save_account(account, row, stored, self._store.secrets, by)
-        if isinstance(saving, Refused):
-            raise saving
-        draft = Draft(saving.fact, account=row.number if row else OWN)
-        await self._store.record([draft], beside={0: saving.sealed(self._store.secrets)}, urgent=True)
-        return {"ok": True}
+        """What stands already as it is asked for needs no fact: so a start records `[smtp]` only where it differs."""
+        for _ in range(ROUNDS_MAX):
+            row = await self._store.read(reading.account, account.id)
+            stored = await self._credentials(row)
+            saving = save_account(account, row, stored, self._store.secrets, by)
+            if isinstance(saving, Refused):
+                raise saving
+            if row is not None and not differs(saving.fact, row):
+                return {"ok": True}
+            draft = Draft(saving.fact, account=row.number if row else OWN)
+            sealed = saving.sealed(self._store.secrets)
+            if (await self._store.record([draft], beside={0: sealed}, urgent=True)).complete:
+                return {"ok": True}
+        raise Unavailable("the account kept changing: ask again")
 
     async def _credentials(self, row: AccountRow | None) -> Credentials:
         sealed = await self._store.read(sealed_credentials, row.number) if row else None

@@ -15,16 +15,19 @@ their ends recorded by how far they had come.
 
 import logging
 import random
+import sqlite3
 from collections.abc import Sequence
 
 import trio
 
-from events.account import AccountThrottled
+from events.account import AccountRemoved, AccountSaved, AccountThrottled
 from events.fact import Draft
 from events.message import MessageFailed
+from events.service import ClockStepped
 from events.values import MICROSECONDS
 from store import dispatching
-from store.dispatching import NOTHING_COUNTED
+from store.dispatching import NOTHING_COUNTED, Counted
+from store.following import Batch
 from store.opening import Store
 from store.recorder import NotRecorded
 from store.views.accounts import AccountRow, RelayRow
@@ -32,7 +35,7 @@ from store.views.accounts import AccountRow, RelayRow
 from .bell import Bell
 from .judgement import interrupted
 from .network import Network
-from .rate_limiter import RateLimiter, Refused
+from .rate_limiter import RateLimiter, Refused, limits_of
 from .scheduler import WINDOW_MAX, Candidate, Plan, Scheduler, Wanted
 from .sender_pool import DeliveryPolicy, SenderPool
 
@@ -73,8 +76,8 @@ class Delivery:
     # What senders and control call
 
     def ready(self, account: int) -> None:
-        """A sender is about to wait for work."""
-        if self._scheduler.hungry(account):
+        """A sender is about to wait for work. While others wait for its place, the plan must say if it is wanted."""
+        if self._scheduler.hungry(account) or self.pool.contended:
             self._bell.ring()
 
     def release(self, number: int, seq: int) -> None:
@@ -100,10 +103,14 @@ class Delivery:
 
     async def run(self, stopping: trio.Event, drain_s: float) -> None:
         """Deliver until `stopping`; then let attempts under way end for `drain_s`, and cancel what is left."""
-        await self._interrupt_open_attempts()
+        try:
+            await self._interrupt_open_attempts()
+        except NotRecorded:
+            # The service is stopping: the next start will find them.
+            return
         state = await self._store.read(dispatching.unit_state)
         self._scheduler.start(state)
-        await self._load_limits(state.accounts)
+        await self._load_limits([row for row in state.accounts if not row.removed])
         async with trio.open_nursery() as unit:
             unit.start_soon(self._follow, state.seq)
             unit.start_soon(self._decide)
@@ -146,12 +153,19 @@ class Delivery:
         async with self._store.follow(after) as batches:
             async for batch in batches:
                 monotonic_us = clock.monotonic_us()
-                ahead_us = clock.now_us() - monotonic_us
                 for entry in batch.entries:
-                    self._limiter.fold(entry, ahead_us, monotonic_us)
+                    self._limiter.fold(entry, monotonic_us)
                     self._scheduler.fold(entry)
+                self._tell_pool(batch)
                 if self._scheduler.stirs(self._credit):
                     self._bell.ring()
+
+    def _tell_pool(self, batch: Batch) -> None:
+        """What changes connections is known to the pool before anything more is offered."""
+        if any(isinstance(entry.fact, AccountSaved | AccountRemoved) for entry in batch.entries):
+            self.pool.accounts_changed()
+        if any(isinstance(entry.fact, ClockStepped) for entry in batch.entries):
+            self.pool.probe_now()
 
     def _credit(self, account: int) -> int:
         return self.pool.credit(account)
@@ -182,67 +196,96 @@ class Delivery:
 
     async def _refill(self, windows: Sequence[tuple[int, int]]) -> None:
         as_of, queues = await self._store.read(dispatching.queues, windows, WINDOW_MAX)
-        for (account, priority), rows in zip(windows, queues, strict=True):
-            self._scheduler.refilled(account, priority, as_of, rows)
+        self._scheduler.refilled(as_of, queues)
         self._bell.ring()
 
     # Limiting
 
     async def _limit(self) -> None:
         async for candidates in self._candidates:
-            refused: set[int] = set()
+            notes: list[Draft] = []
+            refused: dict[int, Refused] = {}
             for candidate in candidates:
+                await self._configure(candidate.account)
                 if candidate.account in refused:
-                    self._scheduler.release(candidate.number, 0)
-                elif not await self._grant(candidate):
-                    refused.add(candidate.account)
+                    notes += self._refuse_too(candidate, refused[candidate.account])
+                elif refusal := self._grant(candidate):
+                    refused[candidate.account] = refusal
+                    notes += self._refuse(candidate, refusal)
+            if notes:
+                await self._note(notes)
 
-    async def _grant(self, candidate: Candidate) -> bool:
-        """Take a slot and hand the candidate to a sender; False where the account has no slot."""
-        account = self._scheduler.account(candidate.account)
-        if account is not None and self._limiter.differs(account):
-            await self._load_limits([account])
+    async def _configure(self, account: int) -> None:
+        row = self._scheduler.account(account)
+        if row is not None and self._limiter.differs(row):
+            await self._load_limits([row])
+
+    def _grant(self, candidate: Candidate) -> Refused | None:
+        """Take a slot and hand the candidate to a sender; the refusal where the account has no slot."""
         refusal = self._limiter.take(candidate.number, candidate.account, self._store.clock.monotonic_us())
         if refusal is not None:
-            await self._refuse(candidate, refusal)
-            return False
+            return refusal
         if self.pool.grant(candidate):
             self._scheduler.granted(candidate.number)
         else:
             self._limiter.give_back(candidate.number)
             self._scheduler.release(candidate.number, 0)
-        return True
+        return None
 
-    async def _refuse(self, candidate: Candidate, refusal: Refused) -> None:
-        """No slot: the account rests until one is free, or its mail is refused where it asked for that."""
+    def _refuse(self, candidate: Candidate, refusal: Refused) -> list[Draft]:
+        """No slot: the account rests until one is free, or its mail is refused where it asked for that. What is to be
+        recorded; a message that is to fail stays out until that has been done."""
         clock = self._store.clock
-        self._scheduler.release(candidate.number, 0)
         if refusal.until_us is None:
+            self._scheduler.release(candidate.number, 0)
             self._scheduler.block(candidate.account, None)
-            return
+            return []
+        if self._rejects(candidate.account):
+            return [self._about(candidate, MessageFailed(cause="quota", by="rate limiter"))]
         until_us = clock.now_us() + refusal.until_us - clock.monotonic_us()
+        self._scheduler.release(candidate.number, 0)
         self._scheduler.block(candidate.account, until_us)
         self._bell.no_later_than(trio.current_time() + (until_us - clock.now_us()) / MICROSECONDS)
-        account = self._scheduler.account(candidate.account)
-        if account is not None and account.limit_behavior == "reject":
-            self._scheduler.block(candidate.account, clock.now_us())
-            self._bell.ring()
-            await self._note(candidate, MessageFailed(cause="quota", by="rate limiter"))
-        else:
-            await self._note(candidate, AccountThrottled(until_us=until_us, window_s=refusal.window_s))
+        return [self._about(candidate, AccountThrottled(until_us=until_us, window_s=refusal.window_s))]
 
-    async def _note(self, candidate: Candidate, fact: AccountThrottled | MessageFailed) -> None:
+    def _refuse_too(self, candidate: Candidate, refusal: Refused) -> list[Draft]:
+        """One behind the first that was refused: nobody is overtaken, and one fact about the account is enough."""
+        if refusal.until_us is not None and self._rejects(candidate.account):
+            return self._refuse(candidate, refusal)
+        self._scheduler.release(candidate.number, 0)
+        return []
+
+    def _rejects(self, account: int) -> bool:
+        row = self._scheduler.account(account)
+        return row is not None and row.limit_behavior == "reject"
+
+    def _about(self, candidate: Candidate, fact: AccountThrottled | MessageFailed) -> Draft:
+        return Draft(fact, message=candidate.number, account=candidate.account)
+
+    async def _note(self, drafts: Sequence[Draft]) -> None:
+        """Record what was refused; what has failed comes back only with the seq at which it had."""
+        seqs = [-1] * len(drafts)
         try:
-            draft = Draft(fact, message=candidate.number, account=candidate.account)
-            await self._store.record((draft,), urgent=True)
+            recorded = await self._store.record(drafts, urgent=True)
+            seqs = [answer.seq for answer in recorded.answers]
         except NotRecorded:
             self._scheduler.rest(self._store.clock.now_us() + int(REST_S * MICROSECONDS))
+        for draft, seq in zip(drafts, seqs, strict=True):
+            if isinstance(draft.fact, MessageFailed):
+                self.release(draft.message or 0, seq)
 
     async def _load_limits(self, accounts: Sequence[AccountRow]) -> None:
         """Give the limiter these accounts' limits, with what has counted in their windows so far."""
         now_us, monotonic_us = self._store.clock.now_us(), self._store.clock.monotonic_us()
-        limited = [row.number for row in accounts if row.limit_per_minute or row.limit_per_hour or row.limit_per_day]
-        counted = await self._store.read(dispatching.counted, limited, now_us) if limited else {}
+        limited = [row.number for row in accounts if limits_of(row)]
+        for number in limited:
+            self._limiter.reading(number)
+        as_of, counted = await self._store.read(_counted, limited, now_us) if limited else (0, {})
         for row in accounts:
             history = counted.get(row.number, NOTHING_COUNTED)
-            self._limiter.configure(row, history, now_us - monotonic_us, monotonic_us)
+            self._limiter.configure(row, history, as_of, now_us - monotonic_us, monotonic_us)
+
+
+def _counted(connection: sqlite3.Connection, accounts: Sequence[int], now_us: int) -> tuple[int, dict[int, Counted]]:
+    """(as of seq, what has counted against these accounts' limits up to then)."""
+    return dispatching.last_seq(connection), dispatching.counted(connection, accounts, now_us)

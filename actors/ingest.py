@@ -246,7 +246,7 @@ class Ingest:
                 if submission.token is not None:
                     await self._take_whole(submission)
         except NotRecorded as error:
-            logger.warning("%d submissions were not taken: %s", len(taken), error)
+            logger.info("%d submissions were not taken: %s", len(taken), error)
 
     async def _take_plain(self, submissions: Sequence[Submission], urgent: bool) -> None:
         """Bounded commits: a turn of the recorder may hold so much, and one record is never split."""

@@ -4,8 +4,9 @@ Pure: the message's row as the attempt began, what came of each recipient, the p
 an AttemptEnded (or, for one found open at a start, an AttemptInterrupted) comes out. A fold never decides again.
 
 In this order: nobody is open any more (sent if everybody was delivered, else failed); somebody is in doubt too often,
-or doubt is to be held; the trouble was the relay's and the message is not charged, twice in a row; retries are
-exhausted; another retry; or only recipients whose turn has not come yet are left.
+or doubt is to be held; the trouble was the relay's and the message is not charged, twice in a row (unless somebody is
+in doubt: a second copy waits a retry's delay); recipients are left whose turn has not come yet, and they have it at
+once, which is no retry; retries are exhausted; another retry.
 """
 
 from collections.abc import Sequence
@@ -67,9 +68,9 @@ def what_follows(
     tried = {outcome.status for outcome in outcomes}
     if "in_doubt" in tried and (policy.hold_in_doubt or row.doubts >= policy.in_doubt_max):
         return Following("held", charged=True, cause="in_doubt")
-    if relay_until_us is not None and row.uncharged < UNCHARGED_IN_A_ROW_MAX:
+    if relay_until_us is not None and row.uncharged < UNCHARGED_IN_A_ROW_MAX and "in_doubt" not in tried:
         return Following("due", due_us=max(relay_until_us, now_us), due_cause="relay")
-    if not tried & RETRIABLE and "open" in open_statuses:
+    if "open" in open_statuses and not fault:
         return Following("due", due_us=now_us, due_cause="more")
     return _retry(row, policy, now_us, draw, "internal" if fault else None)
 

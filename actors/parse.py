@@ -215,7 +215,7 @@ def _fault_of_id(read: _Read) -> Fault | None:
     identity = read.payload.id
     if not identity:
         return Fault(None, f"{INVALID_FIELD}id", "id") if read.wrong == "id" else Fault(None, MISSING_ID, "id")
-    if CONTROL.search(identity):
+    if not identity.isprintable() and CONTROL.search(identity):
         return Fault(None, f"{CONTROL_IN}id", "id")
     if len(identity) > ID_CHARACTERS_MAX:
         return Fault(None, f"{INVALID_FIELD}id", "id")
@@ -235,9 +235,7 @@ def _missing(payload: MessagePayload) -> Fault | None:
 
 
 def _as_list(addresses: list[str] | str | None) -> Sequence[str]:
-    if not addresses:
-        return ()
-    return split_addresses(addresses) if isinstance(addresses, str) else addresses
+    return split_addresses(addresses) if isinstance(addresses, str) else addresses or ()
 
 
 class _Wrong(Exception):
@@ -257,9 +255,9 @@ class _Parsing:
         self.payload = payload
         self.wrong = wrong
         self.to = _as_list(payload.to)
-        self.cc = _as_list(payload.cc)
-        self.bcc = _as_list(payload.bcc)
-        self.reply_to = _as_list(payload.reply_to)
+        self.cc = _as_list(payload.cc) if payload.cc else ()
+        self.bcc = _as_list(payload.bcc) if payload.bcc else ()
+        self.reply_to = _as_list(payload.reply_to) if payload.reply_to else ()
         self.headers = {k: v for k, v in payload.headers.items() if v is not None} if payload.headers else {}
 
     def parse(self, policy: Policy, accounts: Container[str], now_us: int, default_priority: int) -> Parsed | Fault:
@@ -465,14 +463,6 @@ def _priority(wish: str | float | None, default: int) -> int:
             raise _invalid("priority")
         return number
     return int(max(0, min(3, wish)))
-
-
-def clamp_priority(wish: str | float | None) -> int | None:
-    """The number of a batch's `default_priority`, or None for none. Raises ValueError for another word."""
-    try:
-        return None if wish is None else _priority(wish, 0)
-    except _Wrong:
-        raise ValueError("default_priority is 0..3, immediate, high, medium or low") from None
 
 
 def _moment_us(seconds: float) -> int:

@@ -4,12 +4,20 @@ There are three kinds of places. *Serving* connections, at most `connections_max
 mail. *First* connects have FIRST_MAX places of their own, one a relay until it has answered once, and *probes* of
 relays known to be unreachable have PROBES_MAX, one a relay: so a relay that accepts and never answers, or fifty of
 them, take no place from those that serve. A first connect or a probe that succeeds becomes serving where there is
-room; otherwise it is *parked* until there is.
+room; otherwise it ends, and its account waits for a place like any other whose relay is known to answer.
 
-When all places serve and an account in demand has none of them, it takes one: an idle connection of another account,
-else the next connection to end its attempt on the account that has the most. Accounts with immediate mail come first.
+Connections of one relay grow as they are answered: at most as many are being made as stand already. When a further
+one fails while others stand, the relay is not unreachable, it takes no more than these: it is *crowded* for a while.
+When a relay is known unreachable, connections to it that carry no mail are given up, those under way included.
 
-The plan writes its reservations into the very state that it reads, so it may be asked again at any time.
+An account in demand that finds all places taken gets that of a connection that idles where it is not wanted. One that
+has no place at all is *starving*: it may also take a connection that is still being made after CONNECT_US. Else the
+next to end its attempt gives up its place: on the account that has the most, if that has several; on any that has had
+a turn, once the starving one has waited as long. Accounts with immediate mail come first, and nobody's turn is waited
+for.
+
+The plan writes its reservations into the very state that it reads, so it may be asked again at any time. What ends
+is counted until it is gone, so no limit is exceeded meanwhile.
 """
 
 from collections import Counter
@@ -31,9 +39,20 @@ FIRST_MAX = 64
 PROBES_MAX = 8
 """Relays known down that are probed at once: with a connect time-out of some 30 s, 16 a minute."""
 
-Phase = Literal["connecting", "parked", "idle", "busy"]
+TURN_US = 2_000_000
+"""How long a connection serves before it may be taken for a starving account: a login takes a tenth of that."""
+
+CONNECT_US = 10_000_000
+"""How long a connection may be in the making before a starving account takes its place: no living relay needs it."""
+
+CROWDED_US = 30_000_000
+"""How long a relay that refused a further connection is not asked for one more: two refusals a minute annoy nobody."""
+
+Phase = Literal["connecting", "idle", "busy"]
 Kind = Literal["serving", "first", "probe"]
 Shape = tuple[str | int | bool | None, ...]
+Accounts = Callable[[int], AccountRow | None]
+Relays = Callable[[str], RelayRow | None]
 
 
 def shape(row: AccountRow) -> Shape:
@@ -41,22 +60,27 @@ def shape(row: AccountRow) -> Shape:
     return (row.relay, row.tls, row.tls_verify, row.tls_ca_file, row.auth)
 
 
+def connections_allowed(row: AccountRow) -> int:
+    return row.max_connections or ACCOUNT_CONNECTIONS_MAX
+
+
 class Place(Struct, eq=False):
-    """One connection, or one that is being made. `leaving` means that it ends with what it is doing now."""
+    """One connection, or one that is being made; `since_us` is when that began, or when it began to serve. `leaving`
+    means that it ends with what it is doing now."""
 
     account: int
     relay: str
     shape: Shape
     kind: Kind
+    since_us: int = 0
     phase: Phase = "connecting"
     leaving: bool = False
 
 
 class Plan(Struct, frozen=True):
-    """Places to connect, parked ones that may serve, idle ones to close, and when to plan again (wall clock)."""
+    """Places to connect, places without mail to close, and when to plan again (wall clock)."""
 
     connect: tuple[Place, ...]
-    admit: tuple[Place, ...]
     close: tuple[Place, ...]
     wake_us: int | None
 
@@ -68,7 +92,8 @@ class PoolPlan:
         self._connections_max = connections_max
         self._places: set[Place] = set()
         self._answered: set[str] = set()
-        self._turn = 0
+        self._crowded_until_us: dict[str, int] = {}
+        self._starving: dict[int, int] = {}
 
     def places(self) -> Iterator[Place]:
         return iter(self._places)
@@ -77,124 +102,161 @@ class PoolPlan:
     def serving(self) -> int:
         return sum(place.kind == "serving" for place in self._places)
 
-    def answered(self, place: Place) -> None:
-        """The place's relay has answered: it serves where there is room, else it is parked."""
+    @property
+    def contended(self) -> bool:
+        """Whether an account waits for a place that another one has."""
+        return bool(self._starving)
+
+    # What happens to places
+
+    def answered(self, place: Place, now_us: int) -> None:
+        """The place's relay has answered: it serves, or it ends where there is no room."""
         self._answered.add(place.relay)
         if place.kind != "serving" and self.serving >= self._connections_max:
-            place.phase = "parked"
-        else:
-            place.kind = "serving"
-            place.phase = "idle"
+            place.leaving = True
+            return
+        place.kind, place.phase, place.since_us = "serving", "idle", now_us
 
-    def unreachable(self, place: Place) -> None:
-        """The place's relay could not be reached; the next connect is a first one or a probe again."""
+    def refused(self, place: Place, now_us: int) -> bool:
+        """A connect has failed. Whether the relay is unreachable: it is not while other connections to it stand, unless
+        it was a probe, for then they do not speak for it either."""
+        if place.kind != "probe" and self._standing(place.relay):
+            self._crowded_until_us[place.relay] = now_us + CROWDED_US
+            return False
         self._answered.discard(place.relay)
+        return True
+
+    def yields(self, place: Place, now_us: int) -> bool:
+        """Whether a connection that has ended its attempt gives up its place to a starving account."""
+        if len(self._starving) <= self._leaving():
+            return False
+        longest_us = now_us - min(self._starving.values())
+        serving = Counter(each.account for each in self._places if each.kind == "serving" and not each.leaving)
+        if serving[place.account] > 1 and serving[place.account] == max(serving.values()):
+            return True
+        return longest_us >= TURN_US and (longest_us == now_us or now_us - place.since_us >= TURN_US)
 
     def left(self, place: Place) -> None:
         """The connection is gone."""
         self._places.discard(place)
 
-    def plan(
-        self,
-        demand: Mapping[int, Wanted],
-        account: Callable[[int], AccountRow | None],
-        relay: Callable[[str], RelayRow | None],
-        now_us: int,
-    ) -> Plan:
+    def outdated(self, account: Accounts, relay: Relays) -> list[Place]:
+        """Mark as leaving what must not serve again; those without mail are returned, to be closed at once.
+
+        That is whatever belongs to an account that was removed, says something else or wants fewer connections, and
+        what waits at a relay that is known unreachable.
+        """
+        kept: Counter[int] = Counter()
+        close = []
+        for place in sorted(self._places, key=_worth, reverse=True):
+            if place.leaving:
+                continue
+            row = account(place.account)
+            stays = row is not None and not row.removed and shape(row) == place.shape
+            waits = place.kind == "serving" and place.phase != "busy" and relay(place.relay) is not None
+            if row is None or not stays or waits or kept[place.account] >= connections_allowed(row):
+                place.leaving = True
+            else:
+                kept[place.account] += 1
+            if place.leaving and place.phase != "busy":
+                close.append(place)
+        return close
+
+    # The plan
+
+    def plan(self, demand: Mapping[int, Wanted], account: Accounts, relay: Relays, now_us: int) -> Plan:
         """What to do for the accounts in demand."""
-        connect: list[Place] = []
-        admit: list[Place] = []
-        close: list[Place] = []
-        wakes: list[int] = []
+        close = self.outdated(account, relay)
         have = Counter(place.account for place in self._places if not place.leaving)
+        total = Counter(place.account for place in self._places)
+        connect: list[Place] = []
+        wakes: list[int] = []
+        short = 0
+        starving: dict[int, int] = {}
         for number in self._in_turn(demand, have):
             row = account(number)
             if row is None or row.removed:
                 continue
-            parked = [place for place in self._places if place.account == number and place.phase == "parked"]
-            wanted = min(demand[number].connections, row.max_connections or ACCOUNT_CONNECTIONS_MAX)
-            for place in parked:
-                self._seat(place, admit, close, have, demand)
-            for _ in range(wanted - have[number]):
-                made = self._make(row, relay(row.relay), have, demand, close, now_us, wakes)
-                if made is None:
+            for _ in range(min(demand[number].connections - have[number], connections_allowed(row) - total[number])):
+                kind = self._may_connect(row, relay(row.relay), now_us, wakes)
+                short += kind == "full"
+                if kind == "full" and not have[number]:
+                    starving[number] = 0 if demand[number].immediate else self._starving.get(number) or now_us
+                if kind is None or kind == "full":
                     break
-                self._places.add(made)
+                connect.append(self._reserve(row, kind, now_us))
                 have[number] += 1
-                connect.append(made)
-        return Plan(tuple(connect), tuple(admit), tuple(close), min(wakes, default=None))
+        self._starving = starving
+        close += self._make_room(short, demand, have, now_us, wakes)
+        return Plan(tuple(connect), tuple(close), min(wakes, default=None))
 
     def _in_turn(self, demand: Mapping[int, Wanted], have: Mapping[int, int]) -> list[int]:
-        """Immediate first, then those without any connection, then the others; each plan begins elsewhere."""
-        numbers = sorted(demand)
-        self._turn += 1
-        start = self._turn % len(numbers) if numbers else 0
-        numbers = numbers[start:] + numbers[:start]
-        return sorted(numbers, key=lambda number: (not demand[number].immediate, have.get(number, 0) > 0))
+        """Immediate first, then those without any connection, of these who has starved longest; then the others."""
 
-    def _make(
-        self,
-        row: AccountRow,
-        unreachable: RelayRow | None,
-        have: Mapping[int, int],
-        demand: Mapping[int, Wanted],
-        close: list[Place],
-        now_us: int,
-        wakes: list[int],
-    ) -> Place | None:
-        """A place for one more connection of an account; None where it has to wait."""
+        def turn(number: int) -> tuple[bool, bool, float]:
+            return not demand[number].immediate, have.get(number, 0) > 0, self._starving.get(number, float("inf"))
+
+        return sorted(demand, key=turn)
+
+    def _reserve(self, row: AccountRow, kind: Kind, now_us: int) -> Place:
+        place = Place(row.number, row.relay, shape(row), kind, now_us)
+        self._places.add(place)
+        return place
+
+    def _may_connect(
+        self, row: AccountRow, unreachable: RelayRow | None, now_us: int, wakes: list[int]
+    ) -> Kind | Literal["full"] | None:
+        """The kind of place for one more connection; "full" where all places serve, None where it has to wait."""
         relay = row.relay
         if unreachable is not None:
             if unreachable.until_us > now_us:
                 wakes.append(unreachable.until_us)
                 return None
-            return self._special(row, "probe", PROBES_MAX)
+            return self._special("probe", relay, PROBES_MAX)
+        standing = self._standing(relay)
+        if standing and (until_us := self._crowded_until_us.get(relay, 0)) > now_us:
+            wakes.append(until_us)
+            return None
         if relay not in self._answered:
-            return self._special(row, "first", FIRST_MAX)
-        if self.serving >= self._connections_max:
-            if not have.get(row.number):
-                self._make_room(row.number, have, demand, close)
-            if self.serving >= self._connections_max:
-                return None
-        return Place(row.number, relay, shape(row), "serving")
+            return self._special("first", relay, FIRST_MAX)
+        making = sum(place.relay == relay and place.phase == "connecting" for place in self._places)
+        if making >= max(standing, 1):
+            return None
+        return "serving" if self.serving < self._connections_max else "full"
 
-    def _special(self, row: AccountRow, kind: Kind, places_max: int) -> Place | None:
+    def _special(self, kind: Kind, relay: str, places_max: int) -> Kind | None:
         """One a relay, within the places of its kind."""
         same = [place for place in self._places if place.kind == kind]
-        if len(same) >= places_max or any(place.relay == row.relay for place in same):
-            return None
-        return Place(row.number, row.relay, shape(row), kind)
+        return None if len(same) >= places_max or any(place.relay == relay for place in same) else kind
 
-    def _seat(
-        self,
-        place: Place,
-        admit: list[Place],
-        close: list[Place],
-        have: Mapping[int, int],
-        demand: Mapping[int, Wanted],
-    ) -> None:
-        """Let a parked connection serve, or see to it that a place becomes free."""
-        if self.serving >= self._connections_max and not self._serves(place.account):
-            self._make_room(place.account, have, demand, close)
-        if self.serving < self._connections_max:
-            place.kind = "serving"
-            place.phase = "idle"
-            admit.append(place)
+    def _standing(self, relay: str) -> int:
+        """How many connections to a relay serve, and will go on."""
+        return sum(place.relay == relay and place.phase != "connecting" and not place.leaving for place in self._places)
 
-    def _serves(self, number: int) -> bool:
-        return any(place.account == number and place.kind == "serving" for place in self._places)
+    def _leaving(self) -> int:
+        return sum(place.leaving and place.kind == "serving" for place in self._places)
 
     def _make_room(
-        self, number: int, have: Mapping[int, int], demand: Mapping[int, Wanted], close: list[Place]
-    ) -> None:
-        """Free a place: an idle one elsewhere at once, else one of the account with the most when its attempt ends."""
-        others = [place for place in self._places if place.kind == "serving" and place.account != number]
-        if not others or any(place.leaving for place in others):
-            return
-        idle = [place for place in others if place.phase == "idle"]
-        if idle:
-            victim = min(idle, key=lambda place: (place.account in demand, -have.get(place.account, 0)))
-            close.append(victim)
-        else:
-            victim = max(others, key=lambda place: have.get(place.account, 0))
-        victim.leaving = True
+        self, short: int, demand: Mapping[int, Wanted], have: Mapping[int, int], now_us: int, wakes: list[int]
+    ) -> Iterator[Place]:
+        """Give up connections that carry no mail, for as many accounts as are short of one that no place is about to be
+        free for."""
+        leaving = self._leaving()
+        spare = dict(have)
+        for place in sorted(self._places, key=_worth):
+            if place.kind != "serving" or place.leaving or place.phase == "busy" or leaving >= short:
+                continue
+            wanted = demand[place.account].connections if place.account in demand else 0
+            hangs_us = place.since_us + CONNECT_US
+            if place.phase == "connecting" and hangs_us > now_us and leaving < len(self._starving):
+                wakes.append(hangs_us)
+            elif spare[place.account] > wanted if place.phase == "idle" else leaving < len(self._starving):
+                place.leaving = True
+                spare[place.account] -= 1
+                leaving += 1
+                yield place
+
+
+def _worth(place: Place) -> tuple[int, int]:
+    """What is given up first comes first: idle before connecting before busy, and the longest at it."""
+    return ("idle", "connecting", "busy").index(place.phase), place.since_us

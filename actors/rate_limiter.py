@@ -8,15 +8,18 @@ slots no window of W seconds ever sees more than N. (Counting from the start of 
 counted, so it counts.
 
 The minute's window is exact to the microsecond; those of hour and day keep seconds, each held to its end. All of it
-runs on the monotonic clock. After a restart the last minute is read from the log and the rest from the view `slots`;
-an end that lies in the future, because the clock was set back, counts as now.
+runs on the monotonic clock, and an end counts from the moment at which it is folded, which is never before it. After a
+restart, and when limits change, the last minute is read from the log and the rest from the view `slots`; an end that
+lies in the future, because the clock was set back, counts as now. Such a reading is as of some seq: ends up to it are
+in it, and those beyond it that are folded while the reading is under way are kept until it is there.
 
 When the first message of an account is refused, the rest of that account's are refused with it, so nobody is
-overtaken. Every refused number goes back to the scheduler, with the moment at which a slot will be free where that
-is known: it is not while one of the account's slots is in flight. Only then is AccountThrottled recorded, so there is
-at most one for each freed slot.
+overtaken. Every refused number goes back to the scheduler, with the moment at which a slot will be free in every
+window, where that is known: it is not while one of the account's slots is in flight. Only where it is known is
+AccountThrottled recorded, so there is at most one for each freed slot.
 """
 
+import math
 from collections import deque
 
 from msgspec import Struct
@@ -60,19 +63,30 @@ class _Window:
         self._count += n
 
     def refusal(self, in_flight: int, now_us: int) -> Refused | None:
+        """None where a slot is free; `limit` may have become less than what is held already."""
         held = self._held
         while held and held[0][0] <= now_us:
             self._count -= held.popleft()[1]
-        if self._count + in_flight < self.limit:
+        over = self._count + in_flight - self.limit
+        if over < 0:
             return None
-        return Refused(self.window_s, held[0][0] if held and not in_flight else None)
+        return Refused(self.window_s, None if in_flight else self._free_at(over + 1))
+
+    def _free_at(self, n: int) -> int | None:
+        """When the n-th of what is held will be free."""
+        for until_us, count in self._held:
+            n -= count
+            if n <= 0:
+                return until_us
+        return None
 
 
 class _Account:
-    """One account's windows and the messages that hold a slot of it now."""
+    """One account's windows; ends up to `as_of` are in them."""
 
-    def __init__(self, row: AccountRow, history: Counted, wall_ahead_us: int, now_us: int) -> None:
+    def __init__(self, row: AccountRow, history: Counted, as_of: int, wall_ahead_us: int, now_us: int) -> None:
         self.limits = limits_of(row)
+        self.as_of = as_of
         self.windows = [_Window(seconds, limit, seconds == MINUTE_S) for seconds, limit in self.limits]
         for window in self.windows:
             if window.window_s == MINUTE_S:
@@ -82,6 +96,15 @@ class _Account:
             for end_us, n in ends:
                 window.add(min(end_us - wall_ahead_us, now_us), n)
 
+    def add(self, end_us: int) -> None:
+        for window in self.windows:
+            window.add(end_us)
+
+    def refusal(self, in_flight: int, now_us: int) -> Refused | None:
+        """The refusal that lasts longest: a free slot in one window is none while another one refuses."""
+        refusals = [each for window in self.windows if (each := window.refusal(in_flight, now_us))]
+        return max(refusals, key=lambda each: each.until_us or math.inf, default=None)
+
 
 def limits_of(row: AccountRow) -> tuple[tuple[int, int], ...]:
     """(seconds, limit) of each window that the account has; None or 0 is no limit."""
@@ -90,16 +113,25 @@ def limits_of(row: AccountRow) -> tuple[tuple[int, int], ...]:
 
 
 class RateLimiter:
-    """All accounts' slots. Moments are microseconds of the monotonic clock unless a name says otherwise."""
+    """All accounts' slots. Moments are microseconds of the monotonic clock."""
 
     def __init__(self) -> None:
         self._accounts: dict[int, _Account] = {}
         self._holding: dict[int, int] = {}
         self._in_flight: dict[int, int] = {}
+        self._kept: dict[int, list[tuple[int, int]]] = {}
 
-    def configure(self, row: AccountRow, history: Counted, wall_ahead_us: int, now_us: int) -> None:
-        """Take an account's limits, with what has counted so far. `wall_ahead_us` is wall clock minus monotonic."""
-        self._accounts[row.number] = _Account(row, history, wall_ahead_us, now_us)
+    def reading(self, account: int) -> None:
+        """What has counted is being read for this account: keep the ends that are folded meanwhile."""
+        self._kept[account] = []
+
+    def configure(self, row: AccountRow, history: Counted, as_of: int, wall_ahead_us: int, now_us: int) -> None:
+        """Take an account's limits, with what has counted up to `as_of`. `wall_ahead_us` is wall clock minus monotonic,
+        for history is of the wall clock."""
+        known = self._accounts[row.number] = _Account(row, history, as_of, wall_ahead_us, now_us)
+        for seq, end_us in self._kept.pop(row.number, ()):
+            if seq > as_of:
+                known.add(end_us)
 
     def differs(self, row: AccountRow) -> bool:
         """Whether `configure` must be called before this account is asked for."""
@@ -113,10 +145,8 @@ class RateLimiter:
         """Take a slot for a message, or say which window refuses."""
         known = self._accounts.get(account)
         in_flight = self._in_flight.get(account, 0)
-        if known:
-            for window in known.windows:
-                if refusal := window.refusal(in_flight, now_us):
-                    return refusal
+        if known and (refusal := known.refusal(in_flight, now_us)):
+            return refusal
         self._holding[number] = account
         self._in_flight[account] = in_flight + 1
         return None
@@ -127,12 +157,16 @@ class RateLimiter:
         if account is not None:
             self._in_flight[account] -= 1
 
-    def fold(self, entry: Entry, wall_ahead_us: int, now_us: int) -> None:
+    def fold(self, entry: Entry, now_us: int) -> None:
         """An attempt's end frees its slot, and if it counts, holds it in every window."""
         if not isinstance(entry.fact, AttemptEnded | AttemptInterrupted) or entry.message is None:
             return
         self.give_back(entry.message)
-        known = self._accounts.get(entry.account or 0)
-        if known and counts_against_limits(entry.fact):
-            for window in known.windows:
-                window.add(min(entry.at_us - wall_ahead_us, now_us))
+        if not counts_against_limits(entry.fact):
+            return
+        account = entry.account or 0
+        if account in self._kept:
+            self._kept[account].append((entry.seq, now_us))
+        known = self._accounts.get(account)
+        if known and entry.seq > known.as_of:
+            known.add(now_us)

@@ -3,9 +3,10 @@
 For each account and priority there is a *window*: the first WINDOW_MAX waiting messages by (due, number), folded
 from the log. A window is *complete* when nothing waits beyond its last message; otherwise what comes in beyond the
 last is not kept, and a refill reads the window anew from the view. A refill is as of some seq: facts up to that seq
-say nothing new to that window and are passed over, and what was folded beyond it while the read was under way (the
-journal) is done to the new window again. Memory is bounded by accounts, not by messages, and an immediate arrival
-always finds a place in the window of its own priority.
+say nothing new to that window and are passed over. What was folded beyond it while the read was under way stands in the
+journal, and about the messages that it names the journal is right, the read is not. One refill is under way at a time,
+so the journal ends with it. Memory is bounded by accounts, not by messages, and an immediate arrival always finds a
+place in the window of its own priority.
 
 Which messages are out is known apart from the windows: `offered` until a sender has them or they are released,
 `granted` until their attempt has begun, `flying` until it has ended. Such a message is passed by, whatever a window
@@ -18,17 +19,19 @@ messages a turn. An account has a turn only while it has credit: connected sende
 One without credit is *hungry*, and the next sender of it that is ready wakes the loop. An account is passed by
 exactly where `events.waiting` gives a reason, and while it is *blocked*: the rate limiter refused one of its
 messages, so nothing more of it is offered until the moment that came with the refusal, the end of one of its
-attempts, or new limits. A refusal leaves the order alone, so nobody is overtaken.
+attempts, a slot given back, or new limits. A refusal leaves the order alone, so nobody is overtaken.
 
 `plan` also says what is wanted: for each account how many connections could be used now. The sender pool opens them.
 Everything here is synchronous and touches nothing; `actors/delivery.py` is the loop around it.
 """
 
+import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from events.account import AccountResumed, AccountSaved, AccountThrottled, RelayReached, RelayUnreachable
 from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
@@ -42,6 +45,7 @@ from events.message import (
     MessageWithdrawn,
 )
 from events.schedule import DispatchActivated
+from events.service import ClockStepped
 from events.waiting import why_account
 from store.dispatching import QueueRow, UnitState, first_recipients
 from store.views import ACCOUNTS, DISPATCH, RELAYS
@@ -55,8 +59,8 @@ WINDOW_MAX = 100
 REFILL_BELOW = 40
 """A window that is incomplete is read again when fewer are left: what is left lasts while the read is under way."""
 
-_OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable)
-"""Facts after which mail may go that could not before, or a relay needs a probe."""
+_OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable, ClockStepped)
+"""Facts after which mail may go that could not before, a relay needs a probe, or moments are others."""
 
 PRIORITIES = range(4)
 IMMEDIATE = 0
@@ -90,21 +94,21 @@ class Plan(Struct, frozen=True):
 
 
 class _Window:
-    """The first waiting messages of one account and priority, in order, as of `as_of` or later."""
+    """The first waiting messages of one account and priority, in order, as of `as_of` or later. `unknown_at` is the seq
+    of the last fact that brought a message of which only the view knows the place."""
 
-    __slots__ = ("as_of", "complete", "items", "order", "refilling", "stale")
+    __slots__ = ("as_of", "complete", "items", "order", "unknown_at")
 
     def __init__(self, complete: bool, as_of: int) -> None:
         self.order: list[tuple[int, int]] = []
         self.items: dict[int, QueueRow] = {}
         self.complete = complete
         self.as_of = as_of
-        self.stale = False
-        self.refilling = False
+        self.unknown_at = 0
 
     @property
     def wants_refill(self) -> bool:
-        return not self.refilling and (self.stale or (not self.complete and len(self.order) < REFILL_BELOW))
+        return self.unknown_at > self.as_of or (not self.complete and len(self.order) < REFILL_BELOW)
 
     def add(self, item: QueueRow) -> int | None:
         """Put a message in its place; returns the number that has no room, which may be its own."""
@@ -125,12 +129,12 @@ class _Window:
         item = self.items.pop(number)
         del self.order[bisect_left(self.order, (item.due_us, number))]
 
-    def replace(self, rows: Iterable[QueueRow], as_of: int) -> None:
+    def replace(self, rows: Iterable[QueueRow], complete: bool, as_of: int) -> None:
+        """Take other rows, which are in order."""
         self.items = {row.number: row for row in rows}
         self.order = [(row.due_us, row.number) for row in self.items.values()]
-        self.complete = len(self.order) < WINDOW_MAX
+        self.complete = complete
         self.as_of = as_of
-        self.stale = self.refilling = False
 
 
 class _Account:
@@ -149,7 +153,7 @@ class _Account:
 
     @property
     def idle(self) -> bool:
-        return not any(window.order or window.stale or not window.complete for window in self.windows)
+        return not any(window.order or window.wants_refill or not window.complete for window in self.windows)
 
 
 Heads = Iterator[tuple[int, QueueRow]]
@@ -165,6 +169,10 @@ class _Insert(Struct, frozen=True):
     priority: int
     item: QueueRow
 
+    @property
+    def number(self) -> int:
+        return self.item.number
+
 
 class _Leave(Struct, frozen=True):
     seq: int
@@ -177,6 +185,8 @@ class Scheduler:
     def __init__(self, batch_size: int = 1) -> None:
         self._batch_size = batch_size
         self._accounts: dict[int, _Account] = {}
+        # Those that may have mail waiting: a plan looks at no others.
+        self._live: dict[int, _Account] = {}
         self._relays: dict[str, RelayRow] = {}
         self._dispatch: DispatchRow = ACTIVE
         self._where: dict[int, _Window] = {}
@@ -185,10 +195,12 @@ class Scheduler:
         self._flying: dict[int, Candidate] = {}
         self._marked: set[int] = set()
         self._hungry: set[int] = set()
+        self._woken: set[int] = set()
         self._stirred = True
+        self._barrier: float = math.inf
         self._rest_until_us = 0
         self._journal: list[_Insert | _Leave] = []
-        self._refilling = 0
+        self._refilling: list[tuple[int, int]] = []
         self._turn = 0
         self.position = 0
 
@@ -200,7 +212,8 @@ class Scheduler:
         self._dispatch = state.dispatch
         self._relays = {row.key: row for row in state.relays}
         for row in state.accounts:
-            self._accounts[row.number] = _Account(row, row.number not in state.waiting, state.seq)
+            known = self._accounts[row.number] = _Account(row, row.number not in state.waiting, state.seq)
+            self._live[row.number] = known
 
     def account(self, number: int) -> AccountRow | None:
         known = self._accounts.get(number)
@@ -231,17 +244,17 @@ class Scheduler:
                 if entry.message in self._flying:
                     self._marked.add(entry.message)
             case DoubtResolved() if fact.resolution == "resend" and entry.account in self._accounts:
-                # Its priority and its open recipients stand in the view alone.
-                self._stirred = True
-                for window in self._accounts[entry.account].windows:
-                    window.stale = True
+                for priority in PRIORITIES:
+                    self._unknown(entry, entry.account, priority)
             case _:
                 self._fold_rows(entry)
 
     def _fold_rows(self, entry: Entry) -> None:
         kind = type(entry.fact)
         self._stirred |= kind in _OPENING
-        if kind in ACCOUNTS.facts and entry.account is not None:
+        if kind is ClockStepped:
+            self._forget_moments()
+        elif kind in ACCOUNTS.facts and entry.account is not None:
             self._fold_account(entry, entry.account)
         elif kind in RELAYS.facts:
             for key in map(str, RELAYS.keys(entry)):
@@ -264,6 +277,13 @@ class Scheduler:
         if not isinstance(entry.fact, AccountThrottled):
             known.blocked = False
 
+    def _forget_moments(self) -> None:
+        """The wall clock has moved, so moments at which a slot would be free are wrong: they are asked for again."""
+        for known in self._accounts.values():
+            known.blocked = False
+            if known.row.throttled_until_us is not None:
+                known.row = replace(known.row, throttled_until_us=None)
+
     # Windows
 
     def _arrived(
@@ -278,6 +298,7 @@ class Scheduler:
         known = self._accounts.get(insert.account)
         if known is None:
             return
+        self._live[insert.account] = known
         if self._refilling:
             self._journal.append(insert)
         window = known.windows[insert.priority]
@@ -297,6 +318,12 @@ class Scheduler:
         window = self._where.get(leave.number)
         if window and leave.seq > window.as_of:
             self._take_out(leave.number)
+
+    def _unknown(self, entry: Entry, account: int, priority: int) -> None:
+        """A message waits again, and only the view knows for whom its next attempt is, or of which priority it is."""
+        known = self._live[account] = self._accounts[account]
+        known.windows[priority].unknown_at = entry.seq
+        self._stirred = True
 
     def _take_out(self, number: int) -> None:
         if window := self._where.pop(number, None):
@@ -323,12 +350,12 @@ class Scheduler:
         known.busy -= 1
         if known.blocked:
             known.blocked = False
-            self._hungry.add(candidate.account)
+            self._wake(candidate.account)
         if fact.next != "due" or marked:
             return
         self._stirred = True
         if candidate.more:
-            known.windows[candidate.priority].stale = True
+            self._unknown(entry, candidate.account, candidate.priority)
             return
         recipients = tuple(outcome.recipient for outcome in fact.outcomes if outcome.status in RETRIABLE)
         item = QueueRow(number, fact.due_us or entry.at_us, candidate.revision, recipients)
@@ -336,34 +363,32 @@ class Scheduler:
 
     def refilling(self, windows: Iterable[tuple[int, int]]) -> None:
         """These windows are being read from the view: keep what is folded meanwhile."""
-        for account, priority in windows:
-            self._accounts[account].windows[priority].refilling = True
-            self._refilling += 1
+        self._refilling.extend(windows)
 
-    def refilled(self, account: int, priority: int, as_of: int, rows: Sequence[QueueRow]) -> None:
-        """Take what was read for a window, as of a seq."""
+    def refilled(self, as_of: int, queues: Iterable[Sequence[QueueRow]]) -> None:
+        """Take what was read for these windows, in their order, all of it as of one seq."""
+        changed = {step.number: step for step in self._journal if step.seq > as_of}
+        for (account, priority), rows in zip(self._refilling, queues, strict=True):
+            self._refill(self._accounts[account].windows[priority], as_of, rows, changed)
+        read = frozenset(self._refilling)
+        for step in changed.values():
+            if isinstance(step, _Insert) and (step.account, step.priority) in read:
+                self._put(self._accounts[step.account].windows[step.priority], step.item)
+        self._refilling.clear()
+        self._journal.clear()
         self._stirred = True
-        window = self._accounts[account].windows[priority]
+
+    def _refill(
+        self, window: _Window, as_of: int, rows: Sequence[QueueRow], changed: Mapping[int, _Insert | _Leave]
+    ) -> None:
         for number in window.items:
             del self._where[number]
-        window.replace((), as_of)
-        for row in rows:
+        window.replace((), True, as_of)
+        fresh = [row for row in rows if row.number not in changed]
+        for row in fresh:
             self._take_out(row.number)
             self._where[row.number] = window
-        window.replace(rows, as_of)
-        for step in self._journal:
-            if step.seq > as_of:
-                self._repeat(step, account, priority, window)
-        self._refilling -= 1
-        if not self._refilling:
-            self._journal.clear()
-
-    def _repeat(self, step: _Insert | _Leave, account: int, priority: int, window: _Window) -> None:
-        if isinstance(step, _Leave):
-            if self._where.get(step.number) is window:
-                self._take_out(step.number)
-        elif (step.account, step.priority) == (account, priority):
-            self._put(window, step.item)
+        window.replace(fresh, len(rows) < WINDOW_MAX, as_of)
 
     # What is out
 
@@ -384,12 +409,18 @@ class Scheduler:
         if number in self._granted:
             self._granted.discard(number)
             known.busy -= 1
+            # Its slot is free again, and no end will say so.
+            known.blocked = False
         else:
             known.offered -= 1
         known.barrier = max(known.barrier, seq)
         if not known.blocked:
-            self._hungry.add(candidate.account)
-        self._stirred |= seq > self.position
+            self._wake(candidate.account)
+
+    def _wake(self, account: int) -> None:
+        """Something of this account may go as soon as a sender of it is ready, or is already."""
+        self._hungry.add(account)
+        self._woken.add(account)
 
     def rest(self, until_us: int) -> None:
         """Offer nothing at all before this moment: the log takes no starts now."""
@@ -401,12 +432,13 @@ class Scheduler:
             known.blocked = True
             known.blocked_until_us = until_us
             self._hungry.discard(account)
+            self._woken.discard(account)
 
     # Deciding
 
     def stirs(self, credit: Callable[[int], int]) -> bool:
         """Whether something has changed since the last plan that may let mail go, or call for a connection."""
-        return self._stirred or any(credit(account) > 0 for account in self._hungry)
+        return self._stirred or self.position >= self._barrier or any(credit(account) > 0 for account in self._woken)
 
     def hungry(self, account: int) -> bool:
         """Whether a sender of this account that is ready now would be given something."""
@@ -416,26 +448,31 @@ class Scheduler:
         """What may go now; `credit(account)` is how many connected senders wait. What is offered is out from then."""
         self._stirred = False
         self._hungry.clear()
+        self._woken.clear()
+        self._barrier = math.inf
         if now_us < self._rest_until_us:
             return Plan((), {}, (), self._rest_until_us)
         demand: dict[int, Wanted] = {}
         refills: list[tuple[int, int]] = []
         wakes: list[int] = []
         offers: list[Offer] = []
-        for number, known in self._accounts.items():
+        for number, known in list(self._live.items()):
+            if known.idle:
+                del self._live[number]
             if known.idle or known.row.removed:
                 continue
             refills += [(number, each) for each in PRIORITIES if known.windows[each].wants_refill]
             if self._may_go(known, now_us, wakes):
-                wakes += [due for window in known.windows if (due := _next_due(window, now_us))]
-                self._want(known, now_us, demand)
+                self._want(known, now_us, demand, wakes)
                 if (free := credit(number) - known.offered) <= 0:
                     self._hungry.add(number)
                 else:
                     first, others = (self._heads(known, now_us, each) for each in (PRIORITIES[:1], PRIORITIES[1:]))
                     offers.append((number, free, first, others))
             elif self._probes(known, now_us):
-                self._want(known, now_us, demand)
+                self._want(known, now_us, demand, wakes)
+        if self._refilling:
+            refills.clear()
         return Plan(tuple(self._choose(offers)), demand, tuple(refills), min(wakes, default=None))
 
     def _may_go(self, known: _Account, now_us: int, wakes: list[int]) -> bool:
@@ -450,6 +487,8 @@ class Scheduler:
                 wakes.append(known.blocked_until_us)
             else:
                 known.blocked = False
+        if self.position < known.barrier:
+            self._barrier = min(self._barrier, known.barrier)
         return not known.blocked and self.position >= known.barrier
 
     def _probes(self, known: _Account, now_us: int) -> bool:
@@ -457,7 +496,8 @@ class Scheduler:
         reason = why_account(known.row, self._relays.get(known.row.relay), self._dispatch, now_us)
         return reason is not None and reason.reason == "relay_unreachable"
 
-    def _want(self, known: _Account, now_us: int, demand: dict[int, Wanted]) -> None:
+    def _want(self, known: _Account, now_us: int, demand: dict[int, Wanted], wakes: list[int]) -> None:
+        wakes += [due_us for window in known.windows if (due_us := _next_due(window, now_us))]
         due = [bisect_left(window.order, (now_us + 1, 0)) for window in known.windows]
         # What is granted is counted twice until its attempt has begun: a connection too many is wanted for a moment.
         if connections := sum(due) + known.busy:

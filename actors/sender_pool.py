@@ -1,15 +1,17 @@
 """The sender pool: warm connections to the relays, each with one task that carries mail over it. How it works:
 
-The planner (`pool_plan.py`) says which connections to open and to give up, whenever the demand bell rings, a
-connection ends, or a moment comes at which a relay is probed. A sender connects, greets, does TLS and AUTH *before*
-it asks for work, so a dead relay costs no message, no slot and no credit. Then it waits in `receive` on its account's
-work channel, which has capacity 0: a sender that waits there is the credit that the scheduler counts, so there is no
-counter that could go stale and no grant that could get old in a queue.
+The planner (`pool_plan.py`) says which connections to open and to give up, whenever the demand bell rings, an account
+changes, a connection is made or ends, or a moment comes at which a relay is probed. A sender connects, greets, does
+TLS and AUTH *before* it asks for work, so a dead relay costs no message, no slot and no credit. Then it waits in
+`receive` on its account's work channel, which has capacity 0: a sender that waits there is the credit that the
+scheduler counts, so there is no counter that could go stale and no grant that could get old in a queue.
 
 An attempt goes: grant; AttemptStarted on disk; compose; converse; judge; AttemptEnded on disk. A connection that
-fails before its first 250 to MAIL is replaced once within the same attempt, since a relay may have closed an idle
-connection a moment before. Trouble that is the relay's alone is recorded as RelayUnreachable, with back-off, in the
-same commit as the attempt's end.
+fails at once, before its first 250 to MAIL, is replaced once within the same attempt, since a relay may have closed an
+idle connection a moment before. Trouble that is the relay's alone is recorded as RelayUnreachable, with back-off, in
+the same commit as the attempt's end; of many connections that fail together one records it, so the back-off doubles
+once. Whatever the relay then answers, a probe or a mail, is recorded as RelayReached. What this pool has seen of a
+relay it knows at once, before the follower has come to the fact.
 
 A sender that is cancelled in the middle closes its socket at once and still records the end, by how far the
 conversation had come. An unexpected error while composing or sending ends that attempt as deferred, cause internal;
@@ -17,8 +19,9 @@ it is logged, and a third one for the same message fails it. That is the one pla
 """
 
 import logging
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -42,7 +45,7 @@ from .bell import Bell
 from .connection import Connection, Delivery, Mail, Relay, RelayTrouble, connect
 from .judgement import Following, RetryPolicy, ended, what_follows
 from .network import Network
-from .pool_plan import Place, PoolPlan, shape
+from .pool_plan import Place, PoolPlan
 from .scheduler import Candidate, Wanted
 from .smtp.compose import compose, needs_smtputf8
 from .smtp.retry import backoff_seconds
@@ -51,6 +54,12 @@ logger = logging.getLogger("letterbook.delivery")
 
 MESSAGES_PER_CONNECTION = 1000
 """A relay that counts messages a connection says so in its own way; this bounds what one sender holds on to."""
+
+DIED_IDLE_US = 5_000_000
+"""A connection that was closed while it idled fails at the next write; what hangs for longer than this is alive."""
+
+IDLE_S_MIN = 1.0
+"""With a ttl of 0 a connection would end before it could be given any work, and the next one be opened at once."""
 
 END_SECONDS = 3.0
 """How long a cancelled sender may take to record what came of its attempt."""
@@ -92,7 +101,7 @@ class _Credentials(Struct, frozen=True):
 
 
 class _Came(Struct, frozen=True):
-    """What came of an attempt's conversation. `fault` is an unexpected error of ours."""
+    """What came of an attempt's conversation. `spoken`: the relay answered; `fault`: an unexpected error of ours."""
 
     outcomes: tuple[Outcome, ...]
     replies: tuple[tuple[int, str], ...] = ()
@@ -102,6 +111,7 @@ class _Came(Struct, frozen=True):
     trouble: tuple[str, int | None] | None = None
     uncharged: bool = False
     following: Following | None = None
+    spoken: bool = False
     fault: bool = False
 
 
@@ -128,7 +138,7 @@ class SenderPool:
         self._plan = PoolPlan(policy.connections_max)
         self._work: dict[int, _Work] = {}
         self._scopes: dict[Place, trio.CancelScope] = {}
-        self._admitted: dict[Place, trio.Event] = {}
+        self._relays: dict[str, RelayRow | None] = {}
         self._probe_now = False
         self._stopping = False
         self.bell = Bell()
@@ -153,10 +163,20 @@ class SenderPool:
 
     def connections(self) -> dict[str, int]:
         """How many connections are in each phase."""
-        counts = {"connecting": 0, "parked": 0, "idle": 0, "busy": 0}
+        counts = {"connecting": 0, "idle": 0, "busy": 0}
         for place in self._plan.places():
             counts[place.phase] += 1
         return counts
+
+    @property
+    def contended(self) -> bool:
+        """Whether an account waits for a connection that another one has."""
+        return self._plan.contended
+
+    def accounts_changed(self) -> None:
+        """Nobody whose account was removed or says something else is given work from here on."""
+        self._close(self._plan.outdated(self._books.account, self._relay))
+        self.bell.ring()
 
     def probe_now(self) -> None:
         """Run-now: probe what is known unreachable without waiting for its moment."""
@@ -186,35 +206,31 @@ class SenderPool:
 
     def _carry_out(self, senders: trio.Nursery) -> float:
         now_us = self._store.clock.now_us()
-        self._leave_changed()
-        relay = self._reachable_now if self._probe_now else self._books.relay
+        relay = self._forgiven if self._probe_now else self._relay
         plan = self._plan.plan(self._demand(), self._books.account, relay, now_us)
         self._probe_now = False
-        for place in plan.close:
-            self._scopes[place].cancel()
-        for place in plan.admit:
-            self._admitted[place].set()
+        self._close(plan.close)
         for place in plan.connect:
             self._scopes[place] = trio.CancelScope()
-            self._admitted[place] = trio.Event()
             senders.start_soon(self._serve, place)
         if plan.wake_us is None:
-            return trio.current_time() + 3600
+            return math.inf
         return trio.current_time() + max(plan.wake_us - now_us, 0) / MICROSECONDS
 
-    def _leave_changed(self) -> None:
-        """Connections of accounts that were removed or now say something else end when they carry no mail."""
-        for place in self._plan.places():
-            row = self._books.account(place.account)
-            if not place.leaving and (row is None or row.removed or shape(row) != place.shape):
-                place.leaving = True
-                if place.phase != "busy":
-                    self._scopes[place].cancel()
+    def _close(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self._scopes[place].cancel()
 
-    def _reachable_now(self, key: str) -> RelayRow | None:
-        """A relay's row with its moment come."""
-        row = self._books.relay(key)
-        return None if row is None else msgspec.structs.replace(row, until_us=0)
+    def _relay(self, key: str) -> RelayRow | None:
+        """What is known of a relay in trouble: what this pool has seen, or what the log says from before."""
+        return self._relays[key] if key in self._relays else self._books.relay(key)
+
+    def _forgiven(self, key: str) -> RelayRow | None:
+        """The same with its moment come and its failures forgotten."""
+        row = self._relay(key)
+        if row is not None:
+            row = self._relays[key] = msgspec.structs.replace(row, until_us=0, failures=0)
+        return row
 
     # A sender
 
@@ -228,30 +244,27 @@ class SenderPool:
                     connection = await self._open(place, account)
             if account is not None and connection is not None:
                 connection = await self._carry(place, account, connection)
+            place.leaving = True
             if connection is not None:
                 await connection.aclose()
         finally:
             self._plan.left(place)
-            del self._scopes[place], self._admitted[place]
+            del self._scopes[place]
             self.bell.ring()
 
     async def _open(self, place: Place, account: AccountRow) -> Connection | None:
-        """Connect, and note whether the relay answered; a place that is parked waits here until it may serve."""
+        """Connect, and note whether the relay answered."""
+        clock = self._store.clock
         try:
             connection = await self._connect(account)
         except RelayTrouble as trouble:
-            self._plan.unreachable(place)
-            await self._note_unreachable(account, trouble.reason, trouble.code, trouble.text)
+            if self._plan.refused(place, clock.now_us()):
+                await self._note_unreachable(account, trouble.reason, trouble.code, trouble.text)
             return None
+        self._plan.answered(place, clock.now_us())
+        self.bell.ring()
         try:
             await self._note_reached(account)
-            self._plan.answered(place)
-            self.bell.ring()
-            if place.phase == "parked":
-                with trio.move_on_after(account.ttl) as patience:
-                    await self._admitted[place].wait()
-                if patience.cancelled_caught and place.phase == "parked":
-                    place.leaving = True
         except BaseException:
             connection.close_now()
             raise
@@ -281,8 +294,10 @@ class SenderPool:
     async def _carry(self, place: Place, account: AccountRow, connection: Connection) -> Connection | None:
         """Carry mail until the connection ends, has carried enough, idles too long, or its place is wanted."""
         carried = 0
-        limit = account.max_messages_per_connection or MESSAGES_PER_CONNECTION
-        while connection.ready and carried < limit and not place.leaving and not self._stopping:
+        while connection.ready and not place.leaving and not self._stopping:
+            account = self._books.account(place.account) or account
+            if carried >= (account.max_messages_per_connection or MESSAGES_PER_CONNECTION):
+                break
             candidate = await self._next(place, account)
             if candidate is None:
                 break
@@ -293,6 +308,7 @@ class SenderPool:
             connection = kept
             carried += 1
             place.phase = "idle"
+            place.leaving |= self._plan.yields(place, self._store.clock.now_us())
         return connection
 
     async def _next(self, place: Place, account: AccountRow) -> Candidate | None:
@@ -301,7 +317,7 @@ class SenderPool:
         if work is None:
             work = self._work[place.account] = _Work(*trio.open_memory_channel[Candidate](0))
         candidate = None
-        scope = self._scopes[place] = trio.CancelScope(deadline=trio.current_time() + account.ttl)
+        scope = self._scopes[place] = trio.CancelScope(deadline=trio.current_time() + max(account.ttl, IDLE_S_MIN))
         self._desk.ready(place.account)
         with scope:
             candidate = await work.receive.receive()
@@ -315,17 +331,19 @@ class SenderPool:
         if begun is None:
             return connection
         attempt, started = begun
-        clock = self._store.clock
-        from_us = clock.monotonic_us()
+        from_us = self._store.clock.monotonic_us()
         holder = [connection]
+        came = None
         try:
             came = await self._converse(account, holder, candidate, started)
-        except trio.Cancelled:
-            came = _interrupted(holder[0])
-            with trio.CancelScope(deadline=trio.current_time() + END_SECONDS, shield=True):
+        finally:
+            # However the conversation was left, its end is recorded; only a cancelled sender has to hurry.
+            hurry = trio.CancelScope(shield=came is None)
+            if came is None:
+                hurry.deadline = trio.current_time() + END_SECONDS
+                came = _interrupted(holder[0])
+            with hurry:
                 await self._end(account, candidate, attempt, started, came, from_us)
-            raise
-        await self._end(account, candidate, attempt, started, came, from_us)
         return holder[0] if holder[0].ready else None
 
     async def _start(self, candidate: Candidate) -> tuple[int, Started] | None:
@@ -352,8 +370,9 @@ class SenderPool:
             return _Came(gone, following=Following("failed", charged=True, cause="content_missing"))
         try:
             mail = self._mail(candidate, started, started.letter)
+            from_us = self._store.clock.monotonic_us()
             delivery = await holder[0].deliver(mail)
-            if _died_idle(delivery):
+            if _died_idle(delivery) and self._store.clock.monotonic_us() - from_us < DIED_IDLE_US:
                 holder[0] = await self._connect(account)
                 delivery = await holder[0].deliver(mail)
         except RelayTrouble as trouble:
@@ -393,10 +412,11 @@ class SenderPool:
         came: _Came,
         from_us: int,
     ) -> None:
-        """Put what came of it on disk, with the relay's trouble where there was any."""
+        """Put what came of it on disk, with the relay's trouble where there was any, or that it is over."""
         clock = self._store.clock
-        unreachable = self._unreachable(account, *came.trouble) if came.trouble else None
-        until_us = unreachable.until_us if unreachable else clock.now_us()
+        about_relay = self._about_relay(account, came)
+        row = self._relay(account.relay)
+        until_us = row.until_us if row else clock.now_us()
         after = came.following or what_follows(
             started.row,
             came.outcomes,
@@ -416,8 +436,7 @@ class SenderPool:
             took_us=clock.monotonic_us() - from_us,
         )
         drafts = [Draft(fact, message=candidate.number, account=candidate.account)]
-        if unreachable and came.trouble:
-            drafts.append(Draft(unreachable, account=account.number))
+        drafts += [Draft(each, account=account.number) for each in (about_relay,) if each]
         beside = {0: Replies(came.replies)} if came.replies else None
         try:
             await self._store.record(drafts, beside=beside, urgent=True)
@@ -426,33 +445,49 @@ class SenderPool:
 
     # Relays
 
-    def _unreachable(self, account: AccountRow, reason: str, code: int | None) -> RelayUnreachable:
-        """The next fact about a relay in trouble: its back-off doubles with each failure."""
-        row = self._books.relay(account.relay)
+    def _about_relay(self, account: AccountRow, came: _Came) -> RelayUnreachable | RelayReached | None:
+        if came.trouble:
+            return self._unreachable(account, *came.trouble)
+        return self._reached(account) if came.spoken else None
+
+    def _unreachable(self, account: AccountRow, reason: str, code: int | None) -> RelayUnreachable | None:
+        """The next fact about a relay in trouble: its back-off doubles with each failure. None while the one before
+        holds, for then this is the same trouble, met on another connection."""
+        row = self._relay(account.relay)
+        now_us = self._store.clock.now_us()
+        if row is not None and row.until_us > now_us:
+            return None
         failures = (row.failures if row else 0) + 1
-        pause_us = int(backoff_seconds(failures, self._chance.random()) * MICROSECONDS)
+        until_us = now_us + int(backoff_seconds(failures, self._chance.random()) * MICROSECONDS)
+        since_us = row.since_us if row else now_us
+        self._relays[account.relay] = RelayRow(account.relay, until_us, reason, code, failures, since_us)
+        self.bell.ring()
         return RelayUnreachable(
             host=account.host,
             port=account.port,
             credentials=account.credentials,
             reason=reason,
             code=code,
-            until_us=self._store.clock.now_us() + pause_us,
+            until_us=until_us,
             failures=failures,
         )
 
+    def _reached(self, account: AccountRow) -> RelayReached | None:
+        """The relay has answered: a fact where it was known unreachable."""
+        if self._relay(account.relay) is None:
+            return None
+        self._relays[account.relay] = None
+        self.bell.ring()
+        logger.info("relay %s:%s of account %s answers again", account.host, account.port, account.id)
+        return RelayReached(host=account.host, port=account.port, credentials=account.credentials)
+
     async def _note_unreachable(self, account: AccountRow, reason: str, code: int | None, text: str) -> None:
-        """Record it, unless others failed at the same time and one of them has."""
-        row = self._books.relay(account.relay)
-        if row is not None and row.until_us > self._store.clock.now_us():
-            return
-        logger.warning("relay %s:%s of account %s: %s (%s)", account.host, account.port, account.id, text, reason)
-        await self._note(self._unreachable(account, reason, code), account)
+        if fact := self._unreachable(account, reason, code):
+            logger.warning("relay %s:%s of account %s: %s (%s)", account.host, account.port, account.id, text, reason)
+            await self._note(fact, account)
 
     async def _note_reached(self, account: AccountRow) -> None:
-        if self._books.relay(account.relay) is not None:
-            logger.info("relay %s:%s of account %s answers again", account.host, account.port, account.id)
-            fact = RelayReached(host=account.host, port=account.port, credentials=account.credentials)
+        if fact := self._reached(account):
             await self._note(fact, account)
 
     async def _note(self, fact: Fact, account: AccountRow) -> None:
@@ -492,4 +527,5 @@ def _came(delivery: Delivery, connection: Connection) -> _Came:
         connection.verified,
         trouble,
         uncharged=trouble is not None and not delivery.mail_accepted,
+        spoken=delivery.stage != "own",
     )

@@ -53,7 +53,10 @@ def sink() -> Iterator[Sink]:
     port = free_port()
     smtp_sink = shutil.which("smtp-sink", path=f"{os.environ.get('PATH', '')}:{POSTFIX_SBIN}")
     name = "smtp-sink" if smtp_sink else "our capture relay"
-    command = [smtp_sink, f"127.0.0.1:{port}", "1024"] if smtp_sink else [sys.executable, "-m", "bench.sink", str(port)]
+    command = [sys.executable, "-m", "bench.sink", str(port)]
+    if smtp_sink:
+        # It will not run as root.
+        command = [smtp_sink, *(("-u", "nobody") if os.geteuid() == 0 else ()), f"127.0.0.1:{port}", "1024"]
     with process(command) as child:
         _wait_for_port(port, child)
         yield Sink(name, port)

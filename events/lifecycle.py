@@ -11,9 +11,18 @@ steps depend on what the message has been through as well, and have a second for
 import typing
 from typing import Literal
 
-from .attempt import AttemptEnded, AttemptInterrupted, Next
+from .attempt import AttemptEnded, AttemptInterrupted, AttemptStarted, Next
 from .fact import Fact
-from .message import DoubtResolved, Resolution
+from .message import (
+    DoubtResolved,
+    MessageAccepted,
+    MessageFailed,
+    MessageHeld,
+    MessageRejected,
+    MessageRevised,
+    MessageWithdrawn,
+    Resolution,
+)
 
 State = Literal["waiting", "in_flight", "held", "sent", "failed", "withdrawn", "rejected"]
 
@@ -109,19 +118,31 @@ LIFECYCLE: dict[tuple[State | None, str], State | Refusal] = {
 }
 
 
+_STEPS_OF_KINDS: dict[type[Fact], str] = {
+    kind: kind.__name__
+    for kind in (
+        MessageAccepted,
+        MessageRejected,
+        MessageRevised,
+        MessageWithdrawn,
+        MessageHeld,
+        MessageFailed,
+        AttemptStarted,
+    )
+}
 _END_STEPS = {word: f"AttemptEnded {word}" for word in typing.get_args(Next)}
 _RESOLUTION_STEPS = {word: f"DoubtResolved {word}" for word in typing.get_args(Resolution)}
 
 
 def step_of(fact: Fact) -> str | None:
     """The step that a fact is, or None for a fact that changes no message's state."""
-    match fact:
-        case AttemptEnded() | AttemptInterrupted():
+    step = _STEPS_OF_KINDS.get(type(fact))
+    if step is None:
+        if isinstance(fact, AttemptEnded | AttemptInterrupted):
             return _END_STEPS[fact.next]
-        case DoubtResolved():
+        if isinstance(fact, DoubtResolved):
             return _RESOLUTION_STEPS[fact.resolution]
-    kind = type(fact).__name__
-    return kind if (None, kind) in LIFECYCLE else None
+    return step
 
 
 def in_the_case_of(step: str, *, withdrawing: bool = False, some_refused: bool = False) -> str:

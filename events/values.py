@@ -61,6 +61,8 @@ _DOMAIN = re.compile(
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 """What may never stand in a header or an address: C0, DEL, C1 and the two Unicode line separators."""
+_NEVER = re.compile(f"{CONTROL.pattern}|[\ud800-\udfff]")
+"""Nor half of a surrogate pair, which has no encoding."""
 
 
 def bare_address(text: str) -> str:
@@ -82,7 +84,7 @@ def parse_address(text: str) -> Address | None:
         local, domain = match.groups()
     else:
         local, _, domain = bare.rpartition("@")
-        if not (_LOCAL.match(local) and _DOMAIN.match(domain)):
+        if _NEVER.search(bare) or not (_LOCAL.match(local) and _DOMAIN.match(domain)):
             return None
     if len(local.encode()) > 64 or len(domain) > 255 or ".." in domain or ".." in local and not local.startswith('"'):
         return None
@@ -90,7 +92,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def split_addresses(text: str) -> list[str]:
-    """Split a comma list of addresses, leaving commas inside quotes and angle brackets alone."""
+    """Split a comma list of addresses, leaving commas inside quotes alone."""
     if '"' not in text:
         return [part for part in (part.strip() for part in text.split(",")) if part]
     parts: list[str] = []

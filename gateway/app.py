@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Map
 
-from .auth import TOO_MANY, UNAUTHORIZED, token_of
+from .auth import deciding_headers, refusal
 from .commands import COMMANDS, Command, Reader
 from .door import Door
 from .errors import Answer, Trouble, bad, error
@@ -50,7 +50,6 @@ def make_app(door: Door) -> Front:
         RESPONSE_TIMEOUT=SEND_S_MAX,
         PROVIDE_AUTOMATIC_OPTIONS=False,
     )
-    app.before_request(partial(_authorize_request, door))
     app.before_websocket(partial(_authorize_websocket, door))
     app.register_error_handler(HTTPException, _http_error)
     for command in COMMANDS:
@@ -58,12 +57,11 @@ def make_app(door: Door) -> Front:
     streams = Streams(door)
     app.add_url_rule(STREAM, "upgrade", _upgrade, methods=["GET"])
     app.add_websocket(STREAM, "stream", _stream_view(streams))
-    return Front(app, door.bodies, door.settings.max_body_bytes)  # type: ignore[arg-type]  # ASGI, typed otherwise
+    return Front(app, door.gate, door.bodies, door.settings.max_body_bytes, OPEN_PATHS)  # type: ignore[arg-type]  # ASGI
 
 
 def _strict(url_map: Map) -> Map:
     """Paths are what they say: nothing is redirected."""
-    url_map.strict_slashes = False
     url_map.merge_slashes = False
     return url_map
 
@@ -75,27 +73,12 @@ def _respond(answer: Answer) -> Response:
 # Who may come in
 
 
-async def _authorize_request(door: Door) -> Response | None:
-    if request.path in OPEN_PATHS or door.gate.open:
-        return None
-    return _judge(door, request.headers, request.remote_addr)
-
-
 async def _authorize_websocket(door: Door) -> Response | None:
-    if websocket.args.get("ticket") is not None or door.gate.open:
+    """A ticket is judged by the stream, after the upgrade, since browsers show nothing of a refusal before it."""
+    if websocket.args.get("ticket") is not None and not door.gate.open:
         return None
-    return _judge(door, websocket.headers, websocket.remote_addr)
-
-
-def _judge(door: Door, headers: Any, address: str | None) -> Response | None:
-    match door.gate.judge(token_of(headers), address or ""):
-        case None:
-            return None
-        case 429:
-            refusal = error(429, TOO_MANY)
-            return _respond(Answer(refusal.body, 429, headers=(("Retry-After", "60"),)))
-        case status:
-            return _respond(error(status, UNAUTHORIZED))
+    answer = refusal(door.gate, deciding_headers(websocket.scope["headers"]), websocket.remote_addr or "")
+    return _respond(answer) if answer else None
 
 
 # Errors

@@ -5,10 +5,15 @@ token must not lock out the others.
 """
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import urlsplit
+
+from .errors import Answer, error
 
 UNAUTHORIZED = "Invalid or missing API token"
 TOO_MANY = "Too many wrong API tokens: wait a minute, then show the right one"
+
+FOREIGN = "Without an api_token, pages of other sites may not call: configure [server] api_token"
 
 WRONG_MAX = 10
 WINDOW_S = 60.0
@@ -18,13 +23,28 @@ ADDRESSES_MAX = 1_000
 """Addresses remembered; the one that came first is forgotten first."""
 
 
+HEADERS = frozenset({b"x-api-token", b"authorization", b"origin", b"host"})
+"""What decides, of a request's headers."""
+
+
+def deciding_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers that decide, by their names in small letters, from ASGI's pairs."""
+    return {name.decode(): value.decode("latin-1") for name, value in headers if name in HEADERS}
+
+
 def token_of(headers: Mapping[str, str]) -> str | None:
     """The token that a request shows, in `X-API-Token` or as a bearer."""
-    token = headers.get("X-Api-Token")
+    token = headers.get("x-api-token")
     if token is not None:
         return token
-    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
     return credentials.strip() if scheme.lower() == "bearer" else None
+
+
+def is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that a page of another site asks (RFC 6454 section 7)."""
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
 class Gate:
@@ -59,3 +79,17 @@ class Gate:
         while len(self._wrong) > ADDRESSES_MAX:
             self._wrong.pop(next(iter(self._wrong)))
         return 401 if wrong < WRONG_MAX else 429
+
+
+def refusal(gate: Gate, headers: Mapping[str, str], address: str) -> Answer | None:
+    """The answer for who may not come in; None for who may."""
+    if gate.open:
+        # Any page that a browser on this machine shows could call otherwise.
+        return error(401, FOREIGN) if is_foreign(headers) else None
+    match gate.judge(token_of(headers), address):
+        case None:
+            return None
+        case 429:
+            return Answer(error(429, TOO_MANY).body, 429, headers=(("Retry-After", f"{WINDOW_S:.0f}"),))
+        case status:
+            return error(status, UNAUTHORIZED)

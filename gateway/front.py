@@ -1,10 +1,10 @@
-"""What stands before Quart, as plain ASGI: the path as it came, and the memory and the end of bodies.
+"""What stands before Quart, as plain ASGI: who may come in, the path as it came, the memory and the end of bodies.
 
 The path stays percent-encoded until its route is found, so that an id may hold a slash (`%2F`).
 
-A body's memory is leased before it is read. An answer that comes before the body's end (401, 413) is held open
-until the client has sent the rest, for a bounded time: closing a connection with unread bytes resets it, and the
-client would never see the answer.
+A body's memory is leased before it is read, and only by who may come in. An answer that comes before the body's
+end (401, 413) is held open until the client has sent the rest, for a bounded time: closing a connection with unread
+bytes resets it, and the client would never see the answer.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,8 +12,9 @@ from typing import Any
 
 import trio
 
+from .auth import Gate, deciding_headers, refusal
 from .bodies import Bodies, Lease
-from .errors import JSON, error
+from .errors import JSON, Answer, error
 from .settings import BODY_DRAIN_S_MAX
 
 Message = dict[str, Any]
@@ -28,32 +29,45 @@ MEMORY = "the bodies of all requests together are over body_memory_mb: ask again
 
 
 class Front:
-    """The ASGI application that wraps another."""
+    """The ASGI application that wraps another; requests for `open_paths` need no token."""
 
-    def __init__(self, app: App, bodies: Bodies, max_body_bytes: int) -> None:
+    def __init__(self, app: App, gate: Gate, bodies: Bodies, max_body_bytes: int, open_paths: frozenset[str]) -> None:
         self._app = app
+        self._gate = gate
         self._bodies = bodies
         self._max = max_body_bytes
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             scope["path"] = scope["raw_path"].decode("ascii", "replace") or "/"
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._request(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
+
+    async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
         lease = Lease(self._bodies)
         request = _Request(receive, send, lease, declared=_content_length(scope))
         try:
-            # A body that is too large by its own word is refused by the application, which keeps nothing of it.
-            if request.declared is not None and request.declared <= self._max and not lease.grow(request.declared):
-                await request.refuse()
+            if refused := self._refusal(scope, request.declared, lease):
+                await request.refuse(refused)
                 return
             scope[LEASE] = lease
             await self._app(scope, request.receive, request.send)
-            if request.refused:
-                await request.refuse()
+            if request.overfull:
+                await request.refuse(error(503, MEMORY))
         finally:
             lease.release()
+
+    def _refusal(self, scope: Message, length: int | None, lease: Lease) -> Answer | None:
+        """Why the request is not even read; a body that is too large by its own word is the application's to refuse."""
+        if scope["path"] not in self._open_paths:
+            address = (scope.get("client") or ("", 0))[0]
+            if answer := refusal(self._gate, deciding_headers(scope["headers"]), address):
+                return answer
+        fits = length is None or length > self._max or lease.grow(length)
+        return None if fits else error(503, MEMORY)
 
 
 def _content_length(scope: Message) -> int | None:
@@ -74,7 +88,7 @@ class _Request:
         self._lease = lease
         self._ended = trio.Event()
         self.declared = declared
-        self.refused = False
+        self.overfull = False
 
     async def receive(self) -> Message:
         """The next part of the body; where the memory is full, the client counts as gone."""
@@ -82,20 +96,19 @@ class _Request:
         if message["type"] != "http.request" or not message.get("more_body", False):
             self._ended.set()
         elif self.declared is None and not self._lease.grow(len(message["body"])):
-            self.refused = True
+            self.overfull = True
             return {"type": "http.disconnect"}
         return message
 
     async def send(self, message: Message) -> None:
         """The last part of an answer waits for the body's end."""
-        if message["type"] == "http.response.body" and not message.get("more_body", False) and not self.refused:
+        if message["type"] == "http.response.body" and not message.get("more_body", False) and not self.overfull:
             with trio.move_on_after(BODY_DRAIN_S_MAX):
                 await self._ended.wait()
         await self._send(message)
 
-    async def refuse(self) -> None:
-        """503, for want of memory; the rest of the body is read and dropped meanwhile."""
-        answer = error(503, MEMORY)
+    async def refuse(self, answer: Answer) -> None:
+        """Answer without the application; the rest of the body is read and dropped meanwhile."""
         headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
         headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(answer.data))]
         async with trio.open_nursery() as nursery:

@@ -23,7 +23,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -34,6 +34,7 @@ from .app import SENTENCES, make_app
 from .door import Door
 from .errors import JSON, error
 from .settings import (
+    CLOSE_S_MAX,
     CONNECTIONS_MAX,
     KEEP_ALIVE_S,
     SEND_CHUNK_BYTES,
@@ -45,6 +46,11 @@ log = logging.getLogger("letterbook.gateway")
 
 REQUESTS_A_CONNECTION_MAX = 1_000_000
 """Hypercorn's thousand makes a busy client connect anew every second."""
+
+CLOSE = (b"connection", b"close")
+
+CLOSE_FRAME = b"\x88"
+"""The first byte of a close (RFC 6455 section 5.2): what is sent to a stream begins where a frame does."""
 
 EMPTY = (b"content-length", b"0")
 """What Hypercorn's own errors carry; no answer of ours is empty."""
@@ -75,7 +81,19 @@ class _Protocol(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
 
+    async def _create_stream(self, request: h11.Request) -> None:
+        # Compression would let a small frame become a large message before anybody counts its bytes.
+        kept = [(name, value) for name, value in request.headers if name != b"sec-websocket-extensions"]
+        if len(kept) < len(request.headers):
+            request = h11.Request(
+                method=request.method, target=request.target, headers=kept, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
     async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Response) and isinstance(self.connection, H11WSConnection) and event.status_code >= 400:
+            # What was going to be a websocket takes no other request.
+            event = Response(event.stream_id, [*event.headers, CLOSE], event.status_code)
         if isinstance(event, Response) and event.status_code >= 400 and EMPTY in event.headers:
             data = _error_data(event.status_code)
             await super().stream_send(Response(event.stream_id, _error_headers(data), event.status_code))
@@ -111,7 +129,7 @@ def _error_data(status: int) -> bytes:
 
 def _error_headers(data: bytes) -> list[tuple[bytes, bytes]]:
     length = (b"content-length", b"%d" % len(data))
-    return [(b"content-type", JSON.encode()), length, (b"connection", b"close")]
+    return [(b"content-type", JSON.encode()), length, CLOSE]
 
 
 class Connection(TCPServer):
@@ -131,10 +149,10 @@ class Connection(TCPServer):
         client = parse_socket_addr(raw.family, raw.getpeername())
         server = parse_socket_addr(raw.family, raw.getsockname())
         self._reading = trio.CancelScope()
+        self._wait_for(KEEP_ALIVE_S)
         try:
             async with TaskGroup() as task_group:
-                # In the place of a wrapper that has the same two methods.
-                self.protocol = _Protocol(  # type: ignore[assignment]
+                self._protocol = _Protocol(
                     self.app,
                     self.config,
                     self.context,
@@ -145,26 +163,28 @@ class Connection(TCPServer):
                     server,
                     self.protocol_send,
                 )
+                # In the place of a wrapper that has the same two methods.
+                self.protocol = self._protocol  # type: ignore[assignment]
                 await self._read_data()
         finally:
             await trio.aclose_forcefully(self.stream)
 
     async def _read_data(self) -> None:
-        """Read until the client is gone, or has been idle for KEEP_ALIVE_S."""
+        """Read until the client is gone, has been idle for KEEP_ALIVE_S, or does not answer a close."""
         data: bytes | bytearray = b"more"
         while data:
             data = b""
-            with trio.CancelScope(deadline=self._idle_deadline()) as self._reading:
+            with trio.CancelScope(deadline=self._deadline) as self._reading:
                 try:
                     data = await self.stream.receive_some(MAX_RECV)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
-            if data or not self._idle:
-                await self.protocol.handle(RawData(bytes(data)))
+            await self.protocol.handle(RawData(bytes(data)))
         await self.protocol.handle(Closed())
 
-    def _idle_deadline(self) -> float:
-        return trio.current_time() + KEEP_ALIVE_S if self._idle else math.inf
+    def _wait_for(self, seconds: float) -> None:
+        """The client has so long from now on, whatever it sends, to come to something."""
+        self._deadline = self._reading.deadline = trio.current_time() + seconds
 
     def end_if_idle(self) -> None:
         """Close, unless a request or a stream is under way."""
@@ -174,12 +194,14 @@ class Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, Updated):
             self._idle = event.idle
-            self._reading.deadline = self._idle_deadline()
+            self._wait_for(KEEP_ALIVE_S if event.idle else math.inf)
         elif isinstance(event, RawData):
             async with self.send_lock:
                 sent = await self._send(event.data)
             if not sent:
                 await self.protocol.handle(Closed())
+            elif event.data[:1] == CLOSE_FRAME and isinstance(self._protocol.connection, H11WSConnection):
+                self._wait_for(CLOSE_S_MAX)
         else:
             await super().protocol_send(event)
 
@@ -217,12 +239,12 @@ async def serve(door: Door, *, task_status: trio.TaskStatus[int] = trio.TASK_STA
     settings = door.settings
     if door.gate.open and not _is_loopback(settings.host):
         raise OpenToAllError(settings.host)
+    listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
     connections = _Connections(door)
     async with trio.open_nursery() as watching:
         await watching.start(door.watch.run)
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as accepting:
-                listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
                 serving = partial(trio.serve_listeners, connections.handle, listeners, handler_nursery=nursery)
                 accepting.start_soon(serving)
                 task_status.started(listeners[0].socket.getsockname()[1])

@@ -30,4 +30,5 @@ class Tickets:
 
     def take(self, ticket: str) -> bool:
         """Whether the ticket was good; it is used up now."""
-        return self._until_us.pop(ticket, 0) >= self._now_us()
+        until_us = self._until_us.pop(ticket, None)
+        return until_us is not None and until_us >= self._now_us()

@@ -124,7 +124,8 @@ async def send_message(door: Door, call: Call) -> Answer:
     if decision.reason in (ALREADY_SENT, IN_FLIGHT):
         number = await door.store.read(reading.message_number, decision.id or message_id)
     elif decision.reason is not None:
-        return Answer({"ok": False, "error": decision.reason, "id": decision.id or message_id})
+        known = decision.id or message_id
+        return Answer({"ok": False, "error": decision.reason, **({"id": known} if known else {})})
     return await _first_outcome(door, number or 0)
 
 

@@ -156,7 +156,7 @@ def at(
             replay.at(source.db_path, seq=seq, time_us=time_us, progress=advance) as moment,
         ):
             answer = _look_back(moment, log_id(connection), view, message_id, after, limit)
-            click.echo(f"As of fact {moment.seq}, {moment_text(moment.at_us)}:", err=True)
+        click.echo(f"As of fact {moment.seq}, {moment_text(moment.at_us)}:", err=True)
     if answer is None:
         raise Failure(f"no message with the id {message_id!r} was known then")
     print_answer(answer, as_json, VIEWS.get(view, _print_summary), limit)

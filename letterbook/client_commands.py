@@ -71,6 +71,9 @@ def send(
     """
     with one_line():
         message = _of_file(file) if file else {}
+    if body is not None:
+        # The file's HTML says what the file's text said.
+        message.pop("body_html", None)
     message |= _of_options(sender, to, subject, body, html)
     if not file and not (to and sender):
         raise click.UsageError("name a FILE.eml, or give --from and --to")

@@ -38,10 +38,12 @@ async def run(exit_after: bool) -> list[str]:
         async with CaptureRelay().listening() as relay, trio.open_nursery() as nursery:
             nursery.start_soon(heed, signals, stopping, stopping_now)
             config = demo_config(Path(folder), relay)
-            serving = await nursery.start(_serve, config, stopping, stopping_now)
-            demo = Demo(serving, relay, config.storage.db_path)
-            await demo.run(stopping, exit_after)
-            stopping.set()
+            async with trio.open_nursery() as service:
+                serving = await service.start(_serve, config, stopping, stopping_now)
+                demo = Demo(serving, relay, config.storage.db_path)
+                await demo.run(stopping, exit_after)
+                stopping.set()
+            nursery.cancel_scope.cancel()
         return demo.faults
 
 
@@ -80,7 +82,7 @@ class Demo:
         self._seqs: list[int] = []
         self._ended: set[str] = set()
         self._all_ended = trio.Event()
-        self.faults = ["it was interrupted"]
+        self.faults = ["it was interrupted before it had come to its end"]
 
     async def run(self, stopping: trio.Event, exit_after: bool) -> None:
         async with trio.open_nursery() as nursery:
@@ -126,7 +128,7 @@ class Demo:
     def _summarise(self, results: list[dict[str, Any]]) -> None:
         click.echo("\nWhat came of them:\n")
         rows = [(one["id"], one["status"], one["attempts"], one.get("error") or _queue_ids(one)) for one in results]
-        print_table(("id", "status", "attempts", "error"), rows)
+        print_table(("id", "status", "attempts", "error or queue id"), rows)
         click.echo(f"The relay took {self._relay.received} messages. Look closer, in another terminal:\n")
         for words, command in self._commands():
             click.echo(f"  # {words}\n  {command}")

@@ -124,7 +124,15 @@ def _next(event: Event) -> str:
             return f"failed ({event.get('cause') or 'refused'})"
         case "held":
             return "held for a person"
-    return f"again at {clock(event.get('due_us'))} ({event.get('due_cause') or 'retry'})"
+    return f"again {_later(event)} ({event.get('due_cause') or 'retry'})"
+
+
+def _later(event: Event) -> str:
+    """How long after the fact it is due: closer to what one wants to know than the moment."""
+    wait_s = max(0, event.get("due_us", 0) - event["at_us"]) / 1_000_000
+    if wait_s < 60:
+        return f"in {wait_s:.1f} s"
+    return f"in {wait_s / 60:.0f} min" if wait_s < 7200 else f"in {wait_s / 3600:.1f} h"
 
 
 def _rejected(event: Event) -> str:

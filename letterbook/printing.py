@@ -133,7 +133,8 @@ def progress(title: str) -> "Iterator[Advance | None]":
 
 
 KIND_WIDTH = 18
-ABOUT_WIDTH = 22
+ABOUT_WIDTH = 26
+"""For most kinds, and for ids as `send` makes them."""
 
 
 def print_fact(fact: "Line") -> None:

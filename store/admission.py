@@ -26,7 +26,7 @@ from events.report import BatchFetched, ResultsReported
 from .folding import Folding
 from .views.accounts import AccountRow
 from .views.dispatch import ACTIVE, ONLY
-from .views.messages import MessageRow
+from .views.messages import RETRIABLE, MessageRow
 from .views.reports import REPORTED
 
 NO_ACCOUNT = Refusal("no such account")
@@ -36,34 +36,45 @@ OTHER_REVISION = Refusal("other revision")
 TOKEN_SEEN = Refusal("token seen")
 UNREPORTED = Refusal("unreported")
 ALREADY_SO = Refusal("already so")
+REACHED_MEANWHILE = Refusal("reached meanwhile")
+BEYOND_THE_LOG = Refusal("beyond the log")
+ACCOUNT_EXISTS = Refusal("account exists")
 
 _KNOWN_IDS = "select id, number from ids where id in (select value from json_each(?))"
 """The numbers of these ids, of those that the log knows."""
+
+_KNOWN_ID = "select id, number from ids where id = ?"
+"""The same for one: SQLite ends a JSON string at a NUL, so an id that holds one is asked for by itself."""
+
+_LIVING = "select number from accounts where id = ? and removed = 0"
+"""The living accounts with an id."""
 
 
 class Judge:
     """Judges drafts against the rows of one Folding; lives as long as the writer's connection."""
 
-    def __init__(self, connection: sqlite3.Connection, folding: Folding) -> None:
+    def __init__(self, connection: sqlite3.Connection, folding: Folding, last_seq: Callable[[], int]) -> None:
         self._connection = connection
         self._folding = folding
+        self._last_seq = last_seq
         self._numbers: dict[str, int] = {}
 
     def load(self, drafts: Iterable[Draft]) -> None:
         """Read in a few statements what judging and folding these drafts will look at."""
-        ids, messages, accounts, attempts, tokens = [], [], [], [], []
+        ids, messages, accounts, attempts, tokens = [], [], set(), [], []
         for draft in drafts:
             fact = draft.fact
-            if isinstance(fact, MessageAccepted | MessageRejected):
+            kind = type(fact)
+            if kind is AttemptEnded or kind is AttemptInterrupted:
+                attempts.append(fact.attempt)  # type: ignore[attr-defined]  # one of the two
+            elif isinstance(fact, MessageAccepted | MessageRejected):
                 ids.append(fact.id)
-            elif isinstance(fact, AttemptEnded | AttemptInterrupted):
-                attempts.append(fact.attempt)
             elif isinstance(fact, BatchFetched):
                 tokens.append(fact.token)
             if draft.message:
                 messages.append(draft.message)
             if draft.account:
-                accounts.append(draft.account)
+                accounts.add(draft.account)
         self._load_ids(ids)
         self._folding.load("messages", messages + list(self._numbers.values()))
         self._folding.load("accounts", accounts)
@@ -72,8 +83,13 @@ class Judge:
 
     def _load_ids(self, ids: Sequence[str]) -> None:
         self._numbers.clear()
-        if ids:
-            self._numbers.update(self._connection.execute(_KNOWN_IDS, (msgspec.json.encode(ids).decode(),)))
+        if not ids:
+            return
+        execute = self._connection.execute
+        self._numbers.update(execute(_KNOWN_IDS, (msgspec.json.encode(ids).decode(),)))
+        for message_id in ids:
+            if "\0" in message_id:
+                self._numbers.update(execute(_KNOWN_ID, (message_id,)))
 
     def known(self, message_id: str) -> MessageRow | None:
         """The row of the message that has this id already, within this transaction too."""
@@ -96,9 +112,8 @@ class Judge:
     def fits(self, draft: Draft) -> Refusal | None:
         """None where the fact may be written now, else the reason why not."""
         rule = _RULES.get(type(draft.fact))
-        if rule and (refusal := rule(self, draft)):
-            return refusal
-        return self._fits_lifecycle(draft)
+        refusal = rule(self, draft) if rule else None
+        return self._fits_lifecycle(draft) if refusal is None else refusal
 
     def _fits_lifecycle(self, draft: Draft) -> Refusal | None:
         step = step_of(draft.fact)
@@ -130,6 +145,19 @@ class Judge:
     def _alive(self, draft: Draft) -> Refusal | None:
         return None if self.account(draft) else NO_ACCOUNT
 
+    def _revised(self, draft: Draft) -> Refusal | None:
+        """Nobody who has the message by now, or may have it, is to get it again."""
+        fact = draft.fact
+        assert isinstance(fact, MessageRevised)
+        if refusal := self._alive(draft) or self._fits_lifecycle(draft):
+            return refusal
+        row = self._folding.message(draft.message or 0)
+        reached = row.reached_digests() if row else {}
+        recipients = fact.recipients
+        if reached and any(at < len(recipients) and recipients[at] in reached for at in fact.reach):
+            return REACHED_MEANWHILE
+        return None
+
     def _started(self, draft: Draft) -> Refusal | None:
         assert isinstance(draft.fact, AttemptStarted)
         row = self._folding.message(draft.message or 0)
@@ -137,6 +165,8 @@ class Judge:
             return NOT_WAITING
         if row.revision != draft.fact.revision or row.account != draft.account:
             return OTHER_REVISION
+        if row.recipients and not _all_retriable(row, draft.fact.recipients):
+            return REACHED_MEANWHILE
         account = self.account(draft)
         if account is None:
             return NO_ACCOUNT
@@ -151,7 +181,16 @@ class Judge:
         return None if attempt and attempt.message == draft.message else NO_ATTEMPT
 
     def _saved(self, draft: Draft) -> Refusal | None:
-        return None if draft.account == OWN else self._alive(draft)
+        if draft.account != OWN:
+            return self._alive(draft)
+        assert isinstance(draft.fact, AccountSaved)
+        return ACCOUNT_EXISTS if self._lives(draft.fact.id) else None
+
+    def _lives(self, account_id: str) -> bool:
+        """Whether an account with this id lives, as of the last fact of this transaction."""
+        folding = self._folding
+        folding.load("accounts", [number for (number,) in self._connection.execute(_LIVING, (account_id,))])
+        return any(row.id == account_id and not row.removed for row in folding.in_memory("accounts"))
 
     def _paused(self, draft: Draft) -> Refusal | None:
         account = self.account(draft)
@@ -169,6 +208,8 @@ class Judge:
 
     def _reported(self, draft: Draft) -> Refusal | None:
         assert isinstance(draft.fact, ResultsReported)
+        if draft.fact.up_to > self._last_seq():
+            return BEYOND_THE_LOG
         return None if draft.fact.up_to > self._reported_up_to() else ALREADY_SO
 
     def _retention(self, draft: Draft) -> Refusal | None:
@@ -176,12 +217,17 @@ class Judge:
         return None if draft.fact.before <= self._reported_up_to() + 1 else UNREPORTED
 
 
+def _all_retriable(row: MessageRow, recipients: Sequence[int]) -> bool:
+    states = row.states()
+    return all(0 <= at < len(states) and states[at].status in RETRIABLE for at in recipients)
+
+
 Rule = Callable[[Judge, Draft], Refusal | None]
 
 _RULES: dict[type[Fact], Rule] = {
     MessageAccepted: Judge._accepted,
     MessageRejected: Judge._first_fact,
-    MessageRevised: Judge._alive,
+    MessageRevised: Judge._revised,
     AttemptStarted: Judge._started,
     AttemptEnded: Judge._ended,
     AttemptInterrupted: Judge._ended,

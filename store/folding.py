@@ -27,7 +27,7 @@ from events.wire import KINDS
 
 from .schema import DERIVED
 from .views import MESSAGES, ROW_VIEWS
-from .views.counts import DAY_S, ResultRow, due_steps, result_of, slot_steps, total_steps
+from .views.counts import DAY_S, ResultRow, due_steps, result_of, slot_of, total_steps
 from .views.messages import MessageRow
 from .views.rows import Key, View
 
@@ -101,11 +101,10 @@ _ADD_SLOT = (
     " set n = case when second = excluded.second then n + excluded.n else excluded.n end, second = excluded.second"
 )
 _INSERT_RESULT = f"insert into results values ({', '.join('?' * len(ResultRow.__struct_fields__))})"
-_RETENTION = (
-    "delete from messages where final_seq < ?",
-    "delete from results where seq < ?",
-    "delete from reported where up_to < ?",
-)
+_RETAIN_REPORTED = "delete from reported where up_to < ?"
+_RETAIN = ("delete from messages where final_seq < ?", "delete from results where seq < ?")
+"""Retention: one declared range delete a table."""
+
 _ENDS_OF_ATTEMPTS = frozenset({AttemptEnded, AttemptInterrupted})
 
 FOLDED_TABLES: tuple[str, ...] = tuple(_SELECT) + tuple(DERIVED)
@@ -159,7 +158,8 @@ class Folding:
         row_type = _ROW_TYPE[view]
         rows.update(dict.fromkeys(missing))
         for columns in self._connection.execute(_SELECT[view], (msgspec.json.encode(missing).decode(),)):
-            row = rows[columns[0]] = row_type(*columns)
+            row: Any = row_type(*columns)
+            rows[columns[0]] = row
             if view == "messages":
                 self._stored[columns[0]] = row.revision
             elif view == "reported" and row.up_to < self._retention:
@@ -171,6 +171,10 @@ class Folding:
         if key not in rows:
             self.load(view, (key,))
         return rows[key]
+
+    def in_memory(self, view: str) -> list[Any]:
+        """The rows of a view that are in memory, those that changed in this turn among them."""
+        return [row for row in self._rows[view].values() if row is not None]
 
     def message(self, number: int) -> MessageRow | None:
         """A message's row, refolded from its own facts where retention took it away."""
@@ -199,8 +203,8 @@ class Folding:
             for key in view.keys(entry):
                 self._evolve(view, key, entry)
         if kind in _ENDS_OF_ATTEMPTS:
-            for slot, step in slot_steps(entry):
-                self._slots[slot] += step
+            if slot := slot_of(entry):
+                self._slots[slot] += 1
         elif isinstance(fact, RetentionPassed):
             # What is final by now: so it does not matter that the deletes wait for the end of the turn.
             self._pass_retention(min(fact.before, entry.seq))
@@ -252,10 +256,21 @@ class Folding:
             counts.clear()
             counts.update(then)
         del self._results[mark.results :]
-        self._retention = mark.retention
+        if self._retention != mark.retention:
+            self._retention = mark.retention
+            self._forget_clean("reported")
+
+    def _forget_clean(self, name: str) -> None:
+        """Drop the rows of a view that are not waiting to be written: they can be read again."""
+        rows, dirty = self._rows[name], self._dirty[name]
+        for key in [key for key in rows if key not in dirty]:
+            del rows[key]
 
     def flush(self) -> None:
         """Write what changed since the last flush, one statement a table."""
+        if self._retention:
+            # What was reported again after retention has passed has its row by its own right.
+            self._connection.execute(_RETAIN_REPORTED, (self._retention,))
         for view in ROW_VIEWS:
             if dirty := self._dirty[view.name]:
                 self._flush_rows(view, dirty)
@@ -278,9 +293,11 @@ class Folding:
             self._connection.executemany(_UPSERT[view.name], [astuple(row) for _, row in present])
         if gone:
             self._connection.executemany(_DELETE[view.name], gone)
+            for (key,) in gone:
+                del rows[key]
 
     def _flush_messages(self, present: list[tuple[Key, MessageRow]]) -> None:
-        """An insert for new rows and an update of what moves for stored ones: an upsert of all costs four times that."""
+        """An insert for new rows and an update of what moves for stored ones: an upsert costs several times that."""
         new: list[tuple[Any, ...]] = []
         moved: list[tuple[Any, ...]] = []
         revised: list[tuple[Any, ...]] = []
@@ -331,8 +348,7 @@ class Folding:
             self._put("reported", key, row, None)
 
     def _delete_retained(self) -> None:
-        """One declared range delete a table."""
-        for statement in _RETENTION:
+        for statement in _RETAIN:
             self._connection.execute(statement, (self._retention,))
         self._retention = 0
         self._rows["messages"].clear()

@@ -44,6 +44,10 @@ def batch_of(entries: tuple[Entry, ...], size: int = 0) -> Batch:
     return Batch(entries[0].seq, entries[-1].seq, entries, size)
 
 
+class LogGap(Exception):
+    """A fact that has been committed is not in the log: the file is damaged (`letterbook verify` says where)."""
+
+
 ReadPage = Callable[[int, int], Awaitable[tuple[Entry, ...]]]
 """(after, limit) -> the entries of the log that follow, at most `limit`."""
 
@@ -53,6 +57,7 @@ class Follower:
 
     def __init__(self, hub: "Hub", after: int) -> None:
         self._hub = hub
+        self._closed = False
         self._bell = trio.Event()
         self._waiting: deque[Batch] = deque()
         self._facts = 0
@@ -76,24 +81,39 @@ class Follower:
     def ring(self) -> None:
         self._bell.set()
 
+    def close(self) -> None:
+        """Nothing more will be given, so whoever still iterates ends."""
+        self._closed = True
+        self._waiting.clear()
+        self._facts = self._bytes = 0
+        self._bell.set()
+
     def __aiter__(self) -> "Follower":
         return self
 
     async def __anext__(self) -> Batch:
-        """The next batch after the position. Raises StopAsyncIteration when the hub has closed."""
-        while True:
+        """The next batch after the position. Raises StopAsyncIteration when the hub or the follower has closed, and
+        LogGap on a damaged log."""
+        if self._waiting:
+            # Before anything is taken: a batch taken and lost to a cancellation would have to be read again.
+            await trio.lowlevel.checkpoint()
+        while not self._closed:
             if batch := self._held():
-                await trio.lowlevel.checkpoint()
                 return self._advance(batch)
             if self.position < self._hub.last_seq:
-                entries = await self._hub.read_page(self.position, PAGE_FACTS)
-                if entries and entries[0].seq == self.position + 1:
-                    return self._advance(batch_of(entries))
+                return self._advance(await self._read())
             if self._hub.closed:
-                raise StopAsyncIteration
+                break
             self._bell = trio.Event()
-            if not self._waiting and self.position >= self._hub.last_seq:
-                await self._bell.wait()
+            await self._bell.wait()
+        raise StopAsyncIteration
+
+    async def _read(self) -> Batch:
+        """The page of the log after the position, of which the hub has said that it is there."""
+        entries = await self._hub.read_page(self.position, PAGE_FACTS)
+        if not entries or entries[0].seq != self.position + 1:
+            raise LogGap(f"the log has no fact {self.position + 1}, though it goes to {self._hub.last_seq}")
+        return batch_of(entries)
 
     def _held(self) -> Batch | None:
         """The held batch that goes on from the position, trimmed; None where there is none, or only a gap."""
@@ -154,3 +174,4 @@ class Hub:
             yield follower
         finally:
             self._followers.discard(follower)
+            follower.close()

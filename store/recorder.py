@@ -10,18 +10,23 @@ When the turn is on disk its entries are published to the followers, and then th
 has an answer can be sure that every follower has at least been given what it is about.
 
 Once queued, a request is shielded from its asker's cancellation, since its facts may be in the log a moment later.
+So everybody who waits must be answered, whatever happens: `run` itself is shielded too, ends only by `close`, `shut`
+or an error, and answers NotRecorded to whoever is left.
 
 Errors. A full disk refuses at once what can be refused (accepts, starts, and whatever else is not an end), with
-NotRecorded; the ends of attempts stay queued and are tried again each second, for they say what has happened. Any
-other error of SQLite leaves nothing that one could go on from: it stops the recorder, and with it the service.
+NotRecorded; the ends of attempts stay queued and are tried again each second, for they say what has happened. The
+same holds while another program keeps the database locked. Any other error of SQLite leaves nothing that one could
+go on from: it stops the recorder, and with it the service.
 At the end `close` lets what is queued be written until a deadline and answers NotRecorded to the rest.
 """
 
+import logging
 import queue
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import trio
@@ -39,7 +44,10 @@ FACTS_A_TURN_MAX = 2_000
 BYTES_A_TURN_MAX = 4_000_000
 """Letters of 100 KB make a commit slow long before their number does (measured: 1,000 of them took 0.8 s)."""
 
-RETRY_FULL_DISK_S = 1.0
+RETRY_S = 1.0
+"""How long a full disk is left alone: each try that fails costs a turn and the rows in memory."""
+
+logger = logging.getLogger("letterbook.store")
 
 
 class NotRecorded(Exception):
@@ -47,11 +55,21 @@ class NotRecorded(Exception):
 
 
 class TurnError(Exception):
-    """SQLite could not do the turn, and nothing of it is on disk."""
+    """SQLite could not do the turn, and nothing of it is on disk. `passing` says why where that may pass, else None."""
 
     def __init__(self, error: sqlite3.Error) -> None:
         super().__init__(str(error))
-        self.full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        code = getattr(error, "sqlite_errorcode", 0)
+        self.passing = _PASSING.get(code) or _PASSING.get(code & 0xFF)
+
+
+_PASSING = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    # The index of the write-ahead log could not grow: SQLite has no better word for a disk that is full there.
+    sqlite3.SQLITE_IOERR_SHMSIZE: "the disk is full",
+    sqlite3.SQLITE_BUSY: "another program keeps the database locked",
+}
+STOPPING = "the service is stopping"
 
 
 class Turner(Protocol):
@@ -126,31 +144,51 @@ class ThreadTurner:
 
 
 class _Asked(Struct, eq=False):
-    """A request that waits, with the event its asker waits for."""
+    """A request that waits, and the task that waits for it."""
 
     request: Request
     facts: int
     size: int
-    done: trio.Event
+    task: trio.lowlevel.Task
     recorded: Recorded | None = None
+    reason: str = STOPPING
 
     @property
     def is_end(self) -> bool:
         return any(isinstance(draft.fact, AttemptEnded | AttemptInterrupted) for draft in self.request.drafts)
 
+    def answer(self, recorded: Recorded | None, reason: str = STOPPING) -> None:
+        self.recorded = recorded
+        self.reason = reason
+        trio.lowlevel.reschedule(self.task)
+
+
+def _never(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    """Nobody stops waiting for an answer: it always comes, and the facts may be in the log already."""
+    return trio.lowlevel.Abort.FAILED
+
+
+_NOTHING_BESIDE: Mapping[int, Beside] = MappingProxyType({})
+
 
 class Recorder:
-    """The queue before the writer. `publish(entries, bytes)` is called after each turn, before anyone is answered."""
+    """The queue before the writer. `publish(entries, bytes)` is called after each turn, before anyone is answered.
+
+    `trouble` says why nothing can be written at this moment, None while all is well; `turns` counts those on disk.
+    """
 
     def __init__(self, turner: Turner, publish: Callable[[tuple[Entry, ...], int], None]) -> None:
         self._turner = turner
         self._publish = publish
         self._urgent: deque[_Asked] = deque()
         self._queued: deque[_Asked] = deque()
+        self._taken: Sequence[_Asked] = ()
         self._bell = trio.Event()
-        self._closing = False
-        self._idle = trio.Event()
-        self.full = False
+        self._closed = trio.Event()
+        self._ended = trio.Event()
+        self._scope = trio.CancelScope(shield=True)
+        self._shut = False
+        self.trouble: str | None = None
         self.turns = 0
 
     @property
@@ -171,34 +209,44 @@ class Recorder:
         `beside` is what stands beside the drafts, by position. With `whole` either all are recorded or none is.
         `urgent` requests go before others. Raises NotRecorded.
         """
-        request = Request(drafts, beside or {}, whole)
-        size = sum(each.size for each in request.beside.values())
-        asked = _Asked(request, len(drafts), size, trio.Event())
-        if self._closing or (self.full and not asked.is_end):
+        size = sum([each.size for each in beside.values()]) if beside else 0
+        request = Request(drafts, beside or _NOTHING_BESIDE, whole)
+        asked = _Asked(request, len(drafts), size, trio.lowlevel.current_task())
+        if self._closed.is_set() or (self.trouble and not asked.is_end):
             await trio.lowlevel.checkpoint()
-            raise NotRecorded("the disk is full" if self.full else "the service is stopping")
+            raise NotRecorded(STOPPING if self._closed.is_set() else self.trouble)
         (self._urgent if urgent else self._queued).append(asked)
         self._bell.set()
-        with trio.CancelScope(shield=True):
-            await asked.done.wait()
+        await trio.lowlevel.wait_task_rescheduled(_never)
         if asked.recorded is None:
-            raise NotRecorded("the disk is full" if self.full else "the service is stopping")
+            raise NotRecorded(asked.reason)
         return asked.recorded
 
     async def run(self) -> None:
         """Take turns until `close` has emptied the queues. Raises TurnError where one cannot go on."""
+        with self._scope:
+            try:
+                await self._take_turns()
+            finally:
+                self._closed.set()
+                self._refuse([*self._taken, *self._urgent, *self._queued])
+                self._taken = ()
+                self._urgent.clear()
+                self._queued.clear()
+                self._ended.set()
+
+    async def _take_turns(self) -> None:
         while True:
-            taken = self._take()
-            if taken:
-                await self._turn(taken)
-            elif self._closing:
-                self._idle.set()
+            self._taken = self._take()
+            if self._taken:
+                await self._turn(self._taken)
+            elif self._closed.is_set():
                 return
             else:
                 self._bell = trio.Event()
                 await self._bell.wait()
 
-    def _take(self) -> list[_Asked]:
+    def _take(self) -> Sequence[_Asked]:
         """What the next turn is for: the urgent first, up to a turn's bounds, at least one request."""
         taken: list[_Asked] = []
         facts = size = 0
@@ -212,55 +260,71 @@ class Recorder:
                 taken.append(waiting.popleft())
         return taken
 
-    async def _turn(self, taken: list[_Asked]) -> None:
+    async def _turn(self, taken: Sequence[_Asked]) -> None:
         try:
             result = await self._turner.turn([asked.request for asked in taken])
         except TurnError as error:
-            if not error.full:
-                self._abandon(taken)
+            if error.passing is None:
                 raise
-            await self._wait_for_room(taken)
+            await self._wait_for_better(taken, error.passing)
             return
-        self.full = False
+        if self._shut:
+            self._taken = ()
+            self._refuse(taken)
+            return
+        if self.trouble:
+            logger.info("writing again: %s no longer", self.trouble)
+            self.trouble = None
         self.turns += 1
         if result.entries:
             self._publish(result.entries, result.size)
-        for asked, answer in zip(taken, result.recorded, strict=True):
-            asked.recorded = answer
-            asked.done.set()
+        self._taken = ()
+        for asked, recorded in zip(taken, result.recorded, strict=True):
+            asked.answer(recorded)
 
-    async def _wait_for_room(self, taken: list[_Asked]) -> None:
-        """The disk is full: refuse what can be refused, keep the ends, and try them again in a while."""
-        self.full = True
-        ends = [asked for asked in (*taken, *self._urgent, *self._queued) if asked.is_end]
-        others = [asked for asked in (*taken, *self._urgent, *self._queued) if not asked.is_end]
-        self._urgent = deque(ends)
+    async def _wait_for_better(self, taken: Sequence[_Asked], trouble: str) -> None:
+        """Nothing can be written for now: refuse what can be refused, keep the ends, and try again in a while."""
+        if self.trouble is None:
+            logger.error("%s: only the ends of attempts wait to be written, everything else is refused", trouble)
+        self.trouble = trouble
+        waiting = [*taken, *self._urgent, *self._queued]
+        self._taken = ()
+        self._urgent = deque([asked for asked in waiting if asked.is_end])
         self._queued.clear()
-        self._abandon(others)
-        if ends:
-            await trio.sleep(RETRY_FULL_DISK_S)
-        else:
-            self.full = False
+        self._refuse([asked for asked in waiting if not asked.is_end], trouble)
+        with trio.move_on_after(RETRY_S):
+            if not self._urgent:
+                # Nothing is to be tried again, so `close` need not wait for it.
+                await self._closed.wait()
+            else:
+                await trio.sleep_forever()
+        if not self._urgent:
+            # The next request finds out whether there is room again.
+            self.trouble = None
 
-    def _abandon(self, asked: Sequence[_Asked]) -> None:
+    def _refuse(self, asked: Sequence[_Asked], reason: str = STOPPING) -> None:
         for each in asked:
-            each.done.set()
+            each.answer(None, reason)
 
     async def close(self, deadline: float) -> int:
         """Write what waits until `deadline` (Trio's clock), then answer NotRecorded; how many were so answered."""
-        self._closing = True
+        self._closed.set()
         self._bell.set()
-        with trio.move_on_at(deadline) as scope:
-            scope.shield = True
-            await self._idle.wait()
+        with trio.CancelScope(shield=True, deadline=deadline):
+            await self._ended.wait()
         left = [*self._urgent, *self._queued]
         self._urgent.clear()
         self._queued.clear()
-        self._abandon(left)
+        self._refuse(left)
+        # Only a sleep between two tries is cut short: a turn that is under way is still waited for.
+        self._scope.cancel()
         return len(left)
 
     def shut(self) -> None:
-        """As a crash would: nothing more is written, and nobody is answered."""
-        self._closing = True
+        """As a crash would: nothing more is written, and nobody hears of what is being written now."""
+        self._shut = True
+        self._closed.set()
+        self._refuse([*self._urgent, *self._queued])
         self._urgent.clear()
         self._queued.clear()
+        self._scope.cancel()

@@ -164,8 +164,7 @@ OLDEST_DUE = (
 """The earliest due moment of all waiting mail: the head of each account's queues."""
 
 ENVELOPES = (
-    "select letter, envelope from letters"
-    " where letter in (select value from json_each(?)) and length(envelope) > 0"
+    "select letter, envelope from letters where letter in (select value from json_each(?)) and length(envelope) > 0"
 )
 """Letters' envelopes by the seqs of the facts that brought them; those erased are missing."""
 
@@ -178,9 +177,7 @@ ENVELOPE_AT = (
 )
 """A message's envelope as of a seq."""
 
-REPLIES = (
-    "select ended, recipient, text from replies where ended in (select value from json_each(?)) and text <> x''"
-)
+REPLIES = "select ended, recipient, text from replies where ended in (select value from json_each(?)) and text <> x''"
 """What relays said in these ends of attempts."""
 
 REPORTED_AT = "select at_us from reported where up_to >= ? order by up_to limit 1"

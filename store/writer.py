@@ -26,6 +26,8 @@ from .chain import FORMAT, GENESIS, LogRow, commit_hash
 from .folding import Folding
 from .views.messages import MessageRow
 
+_WITH_MORE = frozenset({AttemptStarted, MessageAccepted, MessageRejected, ContentErased})
+
 INCOMPLETE = Refusal("another fact of the same request did not fit")
 
 _APPEND = "insert into log values (?, ?, ?, ?, ?, ?, ?)"
@@ -91,10 +93,11 @@ class TurnResult(Struct, frozen=True):
 class _Turn:
     """What a turn is going to write; lists that `cut` can shorten back to a mark."""
 
-    __slots__ = ("entries", "erasures", "ids", "letters", "replies", "rows", "secrets")
+    __slots__ = ("entries", "erasures", "ids", "letters", "replies", "rows", "secrets", "starts")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.starts: list[Entry] = []
         self.rows: list[LogRow] = []
         self.ids: list[tuple[str, int]] = []
         self.letters: list[tuple[int, int, bytes, bytes, bytes]] = []
@@ -103,10 +106,22 @@ class _Turn:
         self.erasures: list[tuple[int, int]] = []
 
     def _lists(self) -> tuple[list, ...]:  # type: ignore[type-arg]  # they hold different rows
-        return self.entries, self.rows, self.ids, self.letters, self.replies, self.secrets, self.erasures
+        return (
+            self.ids,
+            self.entries,
+            self.starts,
+            self.rows,
+            self.letters,
+            self.replies,
+            self.secrets,
+            self.erasures,
+        )
 
     def mark(self) -> tuple[int, ...]:
         return tuple(map(len, self._lists()))
+
+    def ids_since(self, mark: tuple[int, ...]) -> list[tuple[str, int]]:
+        return self.ids[mark[0] :]
 
     def cut(self, mark: tuple[int, ...]) -> None:
         for each, length in zip(self._lists(), mark, strict=True):
@@ -120,7 +135,7 @@ class Writer:
         self.connection = connection
         self._now_us = now_us
         self._folding = Folding(connection, self._history)
-        self._judge = Judge(connection, self._folding)
+        self._judge = Judge(connection, self._folding, lambda: self.last_seq)
         self._at_us = 0
         self.last_seq = 0
         self._last_at_us = 0
@@ -144,7 +159,9 @@ class Writer:
         try:
             turn, seq = _Turn(), self.last_seq
             recorded = self._take_all(requests, turn)
-            recorded = self._with_letters(requests, recorded)
+            if turn.starts:
+                letters = self._letters([entry.fact.revision for entry in turn.starts])  # type: ignore[attr-defined]
+                recorded = [self._attach(each, letters) for each in recorded]
             digest = self._write(turn)
             self.connection.execute("commit")
         except BaseException:
@@ -172,84 +189,68 @@ class Writer:
         return [self._take_whole(request, turn) if request.whole else self._take(request, turn) for request in requests]
 
     def _take(self, request: Request, turn: _Turn) -> Recorded:
-        beside = request.beside
-        return Recorded(
-            tuple(self._decide(draft, beside.get(index), turn) for index, draft in enumerate(request.drafts))
-        )
+        beside, decide = request.beside, self._decide
+        return Recorded(tuple([decide(draft, beside.get(at), turn) for at, draft in enumerate(request.drafts)]))
 
     def _take_whole(self, request: Request, turn: _Turn) -> Recorded:
         seq, mark, folded = self.last_seq, turn.mark(), self._folding.mark()
         recorded = self._take(request, turn)
         if recorded.complete:
+            self._folding.keep()
             return recorded
-        for message_id, _ in turn.ids[mark[2] :]:
+        for message_id, _ in turn.ids_since(mark):
             self._judge.unlearn(message_id)
         turn.cut(mark)
         self._folding.undo(folded)
         self.last_seq = seq
-        return Recorded(
-            tuple(answer if isinstance(answer, Declined) else Declined(INCOMPLETE, seq) for answer in recorded.answers)
-        )
+        return Recorded(tuple(map(self._undone, request.drafts, recorded.answers)))
+
+    def _undone(self, draft: Draft, answer: Entry | Declined) -> Declined:
+        """What a draft of an incomplete request is told, as of before the request: nothing of it can be seen."""
+        reason = answer.reason if isinstance(answer, Declined) else INCOMPLETE
+        return Declined(reason, self.last_seq, self._judge.row(draft))
 
     def _decide(self, draft: Draft, beside: Beside | None, turn: _Turn) -> Entry | Declined:
         refusal = self._judge.fits(draft)
         if refusal is not None:
             return Declined(refusal, self.last_seq, self._judge.row(draft))
-        entry = self._number(draft)
-        turn.entries.append(entry)
-        fact = entry.fact
-        turn.rows.append(
-            (
-                entry.seq,
-                entry.at_us,
-                type(fact).__name__,
-                fact.VERSION,
-                entry.message,
-                entry.account,
-                encode_data(fact),
-            )
-        )
-        self._set_beside(entry, beside, turn)
-        self._folding.fold(entry)
-        return entry
-
-    def _number(self, draft: Draft) -> Entry:
+        fact = draft.fact
         self.last_seq = seq = self.last_seq + 1
         message = seq if draft.message == OWN else draft.message
         account = seq if draft.account == OWN else draft.account
-        return Entry(seq, self._at_us, message, account, draft.fact)
+        entry = Entry(seq, self._at_us, message, account, fact)
+        kind = type(fact)
+        turn.entries.append(entry)
+        turn.rows.append((seq, self._at_us, kind.__name__, kind.VERSION, message, account, encode_data(fact)))
+        if kind in _WITH_MORE:
+            self._set_more(entry, turn)
+        if beside is not None:
+            self._set_beside(entry, beside, turn)
+        self._folding.fold(entry)
+        return entry
 
-    def _set_beside(self, entry: Entry, beside: Beside | None, turn: _Turn) -> None:
+    def _set_more(self, entry: Entry, turn: _Turn) -> None:
+        """What follows from a fact beside its row and its folds."""
         fact = entry.fact
-        if isinstance(fact, MessageAccepted | MessageRejected):
+        if isinstance(fact, AttemptStarted):
+            turn.starts.append(entry)
+            self._folding.expect_new("attempts", entry.seq)
+        elif isinstance(fact, MessageAccepted | MessageRejected):
             turn.ids.append((fact.id, entry.seq))
             self._judge.learn(fact.id, entry.seq)
             self._folding.expect_new("messages", entry.seq)
-        elif isinstance(fact, AttemptStarted):
-            self._folding.expect_new("attempts", entry.seq)
         elif isinstance(fact, ContentErased):
             turn.erasures.extend(fact.letters)
+
+    def _set_beside(self, entry: Entry, beside: Beside, turn: _Turn) -> None:
+        about = entry.message or 0
         match beside:
             case LetterRow(envelope, content, salt):
-                turn.letters.append((entry.seq, entry.message or 0, envelope, content, salt))
+                turn.letters.append((entry.seq, about, envelope, content, salt))
             case Replies(texts):
-                about = entry.message or 0
                 turn.replies.extend((entry.seq, recipient, about, text.encode()) for recipient, text in texts)
             case Sealed(data):
                 turn.secrets.append((secret_name(entry.account or 0), data))
-
-    def _with_letters(self, requests: Sequence[Request], recorded: list[Recorded]) -> list[Recorded]:
-        """Give each AttemptStarted the row and the letter it is about."""
-        revisions = [
-            answer.fact.revision
-            for each in recorded
-            for answer in each.answers
-            if isinstance(answer, Entry) and isinstance(answer.fact, AttemptStarted)
-        ]
-        if not revisions:
-            return recorded
-        letters = self._letters(revisions)
-        return [self._attach(each, letters) for each in recorded]
 
     def _letters(self, revisions: Iterable[int]) -> dict[int, LetterRow]:
         wanted = msgspec.json.encode(list(revisions)).decode()

@@ -4,15 +4,19 @@ Each is a pure function of the row before a fact, the row after it, and the fact
 the applier adds a whole turn's steps at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 
 from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Entry
 from events.lifecycle import FINAL
+from events.values import MICROSECONDS
 
 from .messages import MessageRow
+
+Word = TypeVar("Word", int, str)
 
 NOBODY = 0
 """The account of messages without one (rejected at the door)."""
@@ -66,22 +70,32 @@ class ResultRow(Struct, frozen=True):
     recipients: str
 
 
-def total_steps(before: MessageRow | None, after: MessageRow | None) -> Iterator[tuple[tuple[int, str], int]]:
+Steps = Sequence[tuple[tuple[int, Word], int]]
+
+
+def total_steps(before: MessageRow | None, after: MessageRow | None) -> Steps[str]:
     """((account, state), step) for each count that changed."""
-    if before and after and before.state == after.state and before.account == after.account:
-        return
-    if before:
-        yield (before.account or NOBODY, before.state), -1
-    if after:
-        yield (after.account or NOBODY, after.state), +1
+    left, come = _total_of(before), _total_of(after)
+    return () if left == come else _steps(left, come)
 
 
-def due_steps(before: MessageRow | None, after: MessageRow | None) -> Iterator[tuple[tuple[int, int], int]]:
+def due_steps(before: MessageRow | None, after: MessageRow | None) -> Steps[int]:
     """((account, minute), step) for each minute whose number of waiting messages changed."""
-    if before and before.state == "waiting":
-        yield (before.account or NOBODY, before.due_us // MINUTE_US), -1
-    if after and after.state == "waiting":
-        yield (after.account or NOBODY, after.due_us // MINUTE_US), +1
+    return _steps(_due_minute_of(before), _due_minute_of(after))
+
+
+def _total_of(row: MessageRow | None) -> tuple[int, str] | None:
+    return None if row is None else (row.account or NOBODY, row.state)
+
+
+def _due_minute_of(row: MessageRow | None) -> tuple[int, int] | None:
+    return (row.account or NOBODY, row.due_us // MINUTE_US) if row and row.state == "waiting" else None
+
+
+def _steps(left: tuple[int, Word] | None, come: tuple[int, Word] | None) -> Steps[Word]:
+    if left is None:
+        return () if come is None else ((come, +1),)
+    return ((left, -1),) if come is None else ((left, -1), (come, +1))
 
 
 def counts_against_limits(fact: AttemptEnded | AttemptInterrupted) -> bool:
@@ -89,12 +103,16 @@ def counts_against_limits(fact: AttemptEnded | AttemptInterrupted) -> bool:
     return any(outcome.status in ("delivered", "in_doubt") for outcome in fact.outcomes)
 
 
-def slot_steps(entry: Entry) -> Iterator[tuple[tuple[int, int], int]]:
-    """((account, second), step) where an attempt that counts has ended."""
-    match entry.fact:
-        case AttemptEnded() | AttemptInterrupted() as fact if entry.account is not None:
-            if counts_against_limits(fact):
-                yield (entry.account, entry.at_us // 1_000_000), +1
+def slot_of(entry: Entry) -> tuple[int, int] | None:
+    """(account, second) where an attempt that counts has ended."""
+    fact = entry.fact
+    if (
+        entry.account is not None
+        and isinstance(fact, AttemptEnded | AttemptInterrupted)
+        and counts_against_limits(fact)
+    ):
+        return entry.account, entry.at_us // MICROSECONDS
+    return None
 
 
 _STATUS = {"sent": "sent", "failed": "error", "rejected": "error"}

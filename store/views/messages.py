@@ -121,9 +121,7 @@ FACTS = (
 
 
 def keys(entry: Entry) -> tuple[int, ...]:
-    if entry.message is None or not isinstance(entry.fact, FACTS):
-        return ()
-    return (entry.message,)
+    return () if entry.message is None else (entry.message,)
 
 
 def evolve(row: MessageRow | None, entry: Entry) -> MessageRow | None:

@@ -1,8 +1,9 @@
 """What a view is: a table of rows and two pure functions over them.
 
-`facts` are the kinds that can touch it, `keys(entry)` names the rows that one does, `evolve(row, entry)` gives the
-row after it. Both are O(1) and total: any sequence of facts, in any order, gives some row and never an exception, so
-a view can be refolded from any log. Policy is in the facts, so neither reads configuration, clock or chance.
+`facts` are the kinds that can touch it, `keys(entry)` names the rows that one of these does, `evolve(row, entry)`
+gives the row after it. Both are O(1) and total: any sequence of facts, in any order, gives some row and never an
+exception, so a view can be refolded from any log. Policy is in the facts, so neither reads configuration, clock or
+chance.
 
 A row is a Struct whose first field is the key and whose fields are the table's columns, in order.
 """

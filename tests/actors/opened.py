@@ -54,8 +54,11 @@ async def states(store: Store) -> dict[str, str]:
 async def save_account(store: Store, account_id: str = "default", **fields: Any) -> int:
     saved = AccountSaved(id=account_id, host="relay.example", port=25, credentials="c" * 16, **fields)
     entry = (await store.record([Draft(saved, account=OWN)])).answers[0]
-    assert isinstance(entry, Entry)
-    return entry.seq
+    if isinstance(entry, Entry):
+        return entry.seq
+    # Saved before this opening: there is one living account with an id.
+    ((number,),) = await rows(store, "select number from accounts where id = ? and removed = 0", account_id)
+    return number
 
 
 def message(message_id: str, to: Sequence[str] = ("anna@example.org",), **fields: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import trio
 
-from actors.control import STEP, Credentials, differs, run_control, save_account, tls_mode
+from actors.control import STEP, Credentials, run_control, save_account, tls_mode
 from events.attempt import AttemptStarted
 from events.commands import (
     Activate,
@@ -148,13 +148,14 @@ async def test_the_password_stays_only_with_the_same_relay_and_user(tmp_path, au
         assert "secret" not in log and "'u'" not in log and "by='tester'" in log
 
 
-async def test_an_account_saved_again_as_it_is_does_not_differ(tmp_path, autojump_clock):
+async def test_an_account_saved_again_as_it_is_needs_no_fact(tmp_path, autojump_clock):
     async with controlling(tmp_path) as (store, ask):
-        await ask(SaveAccount(account(user="u", password="p", limit_per_hour=9)))
-        row = await store.read(reading.account, "main")
-        same = save_account(account(user="u", limit_per_hour=9), row, Credentials("u", "p"), store.secrets, "config")
-        other = save_account(account(user="u", limit_per_hour=8), row, Credentials("u", "p"), store.secrets, "config")
-        assert not differs(same.fact, row) and differs(other.fact, row)
+        for fields in ({"password": "p"}, {"password": "p"}, {}):
+            assert await ask(SaveAccount(account(user="u", limit_per_hour=9, use_tls=True, **fields))) == {"ok": True}
+        assert await kinds(store) == ["AccountSaved"]
+        for fields in ({"limit_per_hour": 8}, {"password": "q"}, {"tls_verify": False}):
+            await ask(SaveAccount(account(user="u", use_tls=True, **fields)))
+        assert await kinds(store) == ["AccountSaved"] * 4
 
 
 async def test_no_attempt_starts_after_the_answer_to_suspend_pause_or_removal(tmp_path, autojump_clock):

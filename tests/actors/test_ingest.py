@@ -1,19 +1,25 @@
 """Ingest: an id is accepted once, whoever asks how often; an item's fault is its own."""
 
+import random
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 
 from actors.ingest import Ingest, Known, Proposal, judge, run_ingest, superseded
 from actors.parse import Policy
 from events.account import AccountRemoved
+from events.attempt import AttemptEnded, AttemptStarted
 from events.commands import Decision, Dropped
 from events.fact import Draft
 from events.message import MessageAccepted, MessageRejected, MessageRevised
+from events.values import Outcome
 from store.recorder import FACTS_A_TURN_MAX
 from store.secrets import Secrets
-from store.views.messages import MessageRow, RecipientState, _encode
+from store.sql import columns
+from store.views.messages import RETRIABLE, MessageRow, RecipientState
+from store.writer import Declined
 
 from .opened import T0_US, end, facts, kinds, message, opened, rows, save_account, start, states, submission, submit
 
@@ -36,7 +42,7 @@ async def ingesting(folder, *accounts, capacity=64):
 def row(state: str, *statuses: str, message_id: str = "a") -> MessageRow:
     to = [f"{index}@example.org" for index in range(len(statuses))]
     digests = " ".join(KNOWN.secrets.recipient_digest(message_id, address) for address in to)
-    recipients = _encode([RecipientState(status) for status in statuses]).decode()
+    recipients = msgspec.json.encode([RecipientState(status) for status in statuses]).decode()
     return MessageRow(9, message_id, 1, state, 2, 0, None, 0, 0, 0, 9, 1, digests, recipients)
 
 
@@ -167,6 +173,56 @@ async def test_partly_delivered_and_failed_is_queued_again_for_the_rest(tmp_path
         assert (await facts(store))[-1].fact.reach == (1,)
 
 
+async def deliver(store, chance: random.Random) -> None:
+    """Attempts at whatever waits, each of which reaches some recipients and puts the others off."""
+    while True:
+        waiting = await rows(store, f"select {columns(MessageRow, 'm')} from messages m where state = 'waiting'")
+        for row in (MessageRow(*found) for found in waiting):
+            indexes = tuple(index for index, each in enumerate(row.states()) if each.status in RETRIABLE)
+            fact = AttemptStarted(revision=row.revision, recipients=indexes)
+            [started] = (await store.record([Draft(fact, message=row.number, account=row.account)])).answers
+            if isinstance(started, Declined):
+                continue
+            await trio.sleep(chance.random() / 100)
+            outcomes = tuple(Outcome(index, chance.choice(("delivered", "deferred"))) for index in indexes)
+            done = all(outcome.status == "delivered" for outcome in outcomes)
+            ended = AttemptEnded(attempt=started.seq, outcomes=outcomes, next="done" if done else "due", due_us=0)
+            await store.record([Draft(ended, message=row.number, account=row.account)])
+        await trio.sleep(0.001)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_posts_repeated_while_attempts_run_reach_nobody_twice(tmp_path, autojump_clock, seed):
+    chance = random.Random(seed)
+
+    async def client(index: int) -> None:
+        for _ in range(2 + index % 3):
+            await trio.sleep(chance.random() / 20)
+            people = chance.sample(("a@x.org", "b@x.org", "c@x.org"), chance.randint(1, 3))
+            await submit(to, message(f"id {index % 20}", people))
+
+    async with ingesting(tmp_path, "default") as (store, to), trio.open_nursery() as nursery:
+        nursery.start_soon(deliver, store, chance)
+        async with trio.open_nursery() as clients:
+            for index in range(60):
+                clients.start_soon(client, index)
+        await trio.sleep(1)
+        log = await facts(store)
+        nursery.cancel_scope.cancel()
+    contents = {entry.seq: entry.fact for entry in log if isinstance(entry.fact, MessageAccepted | MessageRevised)}
+    begun = {entry.seq: contents[entry.fact.revision] for entry in log if isinstance(entry.fact, AttemptStarted)}
+    reached = [
+        begun[entry.fact.attempt].recipients[outcome.recipient]
+        for entry in log
+        if isinstance(entry.fact, AttemptEnded)
+        for outcome in entry.fact.outcomes
+        if outcome.status == "delivered"
+    ]
+    assert len(reached) == len(set(reached)) >= 20 and sum(
+        isinstance(each, MessageRevised) for each in contents.values()
+    )
+
+
 async def test_an_account_made_a_moment_ago_is_known_and_one_removed_is_not(tmp_path, autojump_clock):
     async with ingesting(tmp_path) as (store, to):
         assert (await submit(to, message("a")))[0].reason == "missing account configuration"
@@ -257,6 +313,34 @@ async def test_who_loses_the_race_three_times_is_dropped_and_nobody_spins(tmp_pa
         with pytest.raises(Dropped):
             await asked.reply.get()
         assert contested.commits == 3 and await states(store) == {}
+
+
+class Overtaken:
+    """A store in which a whole attempt at message 2 happens between ingest's first look and its second commit."""
+
+    def __init__(self, store) -> None:
+        self._store = store
+        self.clock, self.secrets, self.read = store.clock, store.secrets, store.read
+        self.commits = 0
+
+    async def record(self, drafts, **fields):
+        self.commits += 1
+        if self.commits == 2:
+            attempt = await start(self._store, 2, 1, count=2)
+            await end(self._store, 2, 1, attempt, "due", "delivered", "deferred", due_us=2 * T0_US)
+        return await self._store.record(drafts, **fields)
+
+
+async def test_whom_an_attempt_reached_between_look_and_commit_is_passed_by(tmp_path, autojump_clock):
+    both = ["a@example.org", "b@example.org"]
+    async with opened(tmp_path) as store:
+        await save_account(store)
+        first, again = submission(message("a", both)), submission(message("a", both))
+        await Ingest(store, Policy()).take([first])
+        overtaken = Overtaken(store)
+        await Ingest(overtaken, Policy()).take([again])
+        assert (await again.reply.get())[0].number == 2 and overtaken.commits == 3
+        assert (await facts(store))[-1].fact.reach == (1,)
 
 
 async def test_a_store_that_closes_leaves_nobody_waiting(tmp_path, autojump_clock):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import trio
 
-from actors.reporter import GIVEN_UP_S, Reporter, brings_result, count_as_reported, matters
+from actors.reporter import GIVEN_UP_S, Cursor, Reporter, brings_result, count_as_reported, matters
 from events.attempt import AttemptEnded, AttemptStarted
 from events.fact import OWN, Draft
 from events.message import (
@@ -23,6 +23,7 @@ from events.message import (
 from events.report import ResultsReported
 from events.values import Outcome
 from store.beside import Replies
+from store.recorder import NotRecorded
 from store.worklists import reported_up_to
 
 from .application import Application, say, served
@@ -199,17 +200,32 @@ async def test_a_stop_in_order_tells_nothing_again(tmp_path, autojump_clock):
         assert told(second) == []
 
 
+class FullAtFirst:
+    """A store whose disk is full for the first few facts."""
+
+    def __init__(self, store, times: int) -> None:
+        self._store = store
+        self.times = times
+
+    async def record(self, drafts):
+        self.times -= 1
+        if self.times >= 0:
+            raise NotRecorded("the disk is full")
+        return await self._store.record(drafts)
+
+
 async def test_a_full_disk_keeps_the_cursor_for_later(tmp_path, autojump_clock):
-    application = Application({})
-    async with reporting(tmp_path, application) as (store, _):
-        [number] = await accept(store, "a")
-        await end(store, number, "done", DELIVERED)
-        store.recorder.full = True
+    async with opened(tmp_path) as store, trio.open_nursery() as nursery:
+        await save_account(store)
+        last = [await end(store, each, "done", DELIVERED) for each in await accept(store, "a", "b")][-1]
+        cursor = Cursor(FullAtFirst(store, 3), "test")
+        nursery.start_soon(cursor.run)
+        cursor.passed(last - 2, 1)
+        await trio.sleep(1.5)
+        cursor.passed(last, 1)
         await trio.sleep(5)
-        assert await store.read(reported_up_to) == 0
-        store.recorder.full = False
-        await trio.sleep(2)
-        assert await store.read(reported_up_to) > 0 and len(application.asked) == 1
+        assert (await facts(store))[-1].fact == ResultsReported(up_to=last, results=2, by="test")
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_event_that_is_refused_for_a_week_is_given_up(tmp_path, autojump_clock, caplog):

@@ -4,7 +4,7 @@ Both ends of a stream share a fate: closing one ends the other, as a socket woul
 """
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 import trio
@@ -47,7 +47,8 @@ class MemoryByteStream(ByteStream):
         self._stream.receive_stream.close()
 
 
-Relay = CaptureRelay | type[OSError] | Callable[[trio.StapledStream], object]
+Conversation = Callable[[trio.StapledStream], Awaitable[None]]
+Relay = CaptureRelay | type[OSError] | Conversation
 
 
 class World:
@@ -77,3 +78,43 @@ class World:
     def close_now(self, stream: ByteStream) -> None:
         assert isinstance(stream, MemoryByteStream)
         stream.close_now()
+
+
+# Relays that a script of replies cannot be
+
+
+def hangs_up_after(seconds: float, relay: CaptureRelay) -> Conversation:
+    """The relay, each of whose connections ends without a word after so many seconds."""
+
+    async def converse(stream: trio.StapledStream) -> None:
+        with trio.move_on_after(seconds):
+            await relay.converse(stream)
+        await trio.aclose_forcefully(stream)
+
+    return converse
+
+
+def takes_at_most(count: int, relay: CaptureRelay) -> Conversation:
+    """The relay, which greets what is more than so many connections with 421."""
+
+    async def converse(stream: trio.StapledStream) -> None:
+        if relay.connections < count:
+            await relay.converse(stream)
+        else:
+            await stream.send_all(b"421 4.7.0 too many connections\r\n")
+            await trio.aclose_forcefully(stream)
+
+    return converse
+
+
+def falls_silent_after(*replies: str) -> Conversation:
+    """A relay that gives these replies, one for each time that it is spoken to, and then none."""
+
+    async def converse(stream: trio.StapledStream) -> None:
+        for reply in replies:
+            await stream.send_all(f"{reply}\r\n".encode())
+            if not await stream.receive_some(65536):
+                return
+        await trio.sleep_forever()
+
+    return converse

@@ -58,7 +58,7 @@ class Service:
     async def ingest(self) -> None:
         async for submission in self.submissions:
             self.submitted.append(submission)
-            if self.holding:
+            if self.holding is not None:
                 await self.holding.wait()
             submission.reply.put(tuple([await self._take(bytes(item)) for item in submission.items]))
 

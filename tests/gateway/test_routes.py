@@ -307,6 +307,10 @@ async def test_without_a_token_everybody_on_this_machine_may_call(tmp_path):
     async with running(tmp_path, api_token="") as service, service.client() as client:
         client.headers.pop("X-API-Token")
         assert (await client.get("/status")).status_code == 200
+        assert (await client.get("/status", headers={"Origin": service.url})).status_code == 200
+        for origin in ("https://elsewhere.example", "null", "http://127.0.0.1:1"):
+            answer = await client.post("/commands/suspend", headers={"Origin": origin})
+            assert answer.status_code == 401 and "api_token" in answer.json()["error"]
 
 
 async def test_in_process_commands_answer_as_http_does(tmp_path):

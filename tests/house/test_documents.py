@@ -1,22 +1,50 @@
-"""What the documents point at exists."""
+"""What the documents point at exists, and what they list is the whole list."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .source import ROOT
+from events.lifecycle import STATES
+from events.waiting import SENTENCES
+from events.wire import KINDS
+from gateway.app import STREAM
+from gateway.commands import COMMANDS
+from gateway.metrics import Metrics
+from letterbook.logs import KEYS as LOG_KEYS
+from store.recovery import ASPECTS
+
+from .source import PACKAGES, ROOT, modules, within
+
+DOCS = ROOT / "docs"
+API, OPERATIONS, WORDS = DOCS / "api.md", DOCS / "operations.md", DOCS / "words.md"
+README = ROOT / "README.md"
 
 NAMED_FILE = re.compile(r"`([\w./-]+\.py)(?::\w+)?`")
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+ROUTE = re.compile(r"\b(GET|POST|DELETE) (/[\w/{}-]+)")
+TARGET = re.compile(r"\bmake ([a-z.]+)")
+METRIC = re.compile(r"\b(?:asyncmail|letterbook)_[a-z_]+")
+FACT = re.compile(r"\b(?:Message|Attempt|Account|Relay|Dispatch|Service|Content|Retention|Results|Log|Clock)[A-Z][a-z]+\b")
+TERM = re.compile(r"^\| ([^|]+) \|", re.MULTILINE)
+
+NO_METRIC = {"letterbook_messages{state"}
+PACKAGE_WORDS = {"letterbook_"}
 
 
 def documents() -> list[Path]:
-    return sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+    return sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+# What is pointed at
 
 
 def missing_files(page: Path) -> Iterator[str]:
     """A path is meant from the root; a bare name must be some file's of the house."""
-    for name in NAMED_FILE.findall(page.read_text(encoding="utf-8")):
+    for name in NAMED_FILE.findall(text(page)):
         exists = (ROOT / name).is_file() if "/" in name else any(files_named(name))
         if not exists:
             yield f"{page.relative_to(ROOT)}: {name}"
@@ -26,10 +54,21 @@ def files_named(name: str) -> Iterator[Path]:
     return (path for path in ROOT.rglob(name) if ".venv" not in path.parts)
 
 
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def missing_links(page: Path) -> Iterator[str]:
-    for target in LINK.findall(page.read_text(encoding="utf-8")):
-        if "://" not in target and not target.startswith("mailto:") and not (page.parent / target).exists():
+    for target, anchor in LINK.findall(text(page)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        linked = page.parent / target if target else page
+        if not linked.exists():
             yield f"{page.relative_to(ROOT)}: {target}"
+        elif anchor and anchor not in anchors(linked):
+            yield f"{page.relative_to(ROOT)}: {target}#{anchor}"
 
 
 def test_every_file_that_a_document_names_exists():
@@ -38,3 +77,96 @@ def test_every_file_that_a_document_names_exists():
 
 def test_every_link_between_documents_leads_somewhere():
     assert not [fault for page in documents() for fault in missing_links(page)]
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = {target for target, _ in LINK.findall(text(README))}
+    assert not [page.name for page in DOCS.glob("*.md") if f"docs/{page.name}" not in linked]
+
+
+def test_every_make_target_that_a_document_names_exists():
+    makefile = text(ROOT / "Makefile")
+    named = {(page.name, target) for page in documents() for target in TARGET.findall(code(page))}
+    assert not [each for each in sorted(named) if not re.search(rf"^{re.escape(each[1])}:", makefile, re.MULTILINE)]
+
+
+def code(page: Path) -> str:
+    """What stands in code: blocks and spans."""
+    whole = text(page)
+    blocks = re.findall(r"^```.*?^```", whole, re.MULTILINE | re.DOTALL)
+    return "\n".join([*blocks, *re.findall(r"`[^`\n]+`", whole)])
+
+
+# What is listed
+
+
+def routes() -> set[str]:
+    of_commands = {f"{each.method} {each.path.replace('<', '{').replace('>', '}')}" for each in COMMANDS}
+    return {*of_commands, f"GET {STREAM}"}
+
+
+def routes_described() -> set[str]:
+    headings = re.findall(r"^### (.+)$", text(API), re.MULTILINE)
+    return {f"{method} {path}" for heading in headings for method, path in ROUTE.findall(heading)}
+
+
+def test_the_api_page_describes_every_route_and_no_other():
+    assert routes_described() == routes()
+
+
+def test_every_command_has_its_name_on_the_api_page():
+    assert not [each.name for each in COMMANDS if f"`{each.name}`" not in text(API)]
+
+
+def test_the_api_page_lists_why_mail_waits_in_the_words_of_the_table():
+    rows = "".join(f"| `{reason}` | {sentence} |\n" for reason, sentence in SENTENCES.items())
+    assert f"| `reason` | |\n|---|---|\n{rows}\n" in text(API)
+
+
+def metric_names() -> set[str]:
+    """As they are scraped, without the parts of histograms and the moments at which counters were made."""
+    found = set()
+    for family in Metrics().registry.collect():
+        found.add(f"{family.name}_total" if family.type == "counter" else family.name)
+    return found
+
+
+def test_the_metrics_are_those_that_are_listed():
+    named = {name for name in METRIC.findall(text(OPERATIONS)) if not name.endswith("_")}
+    assert named == metric_names()
+
+
+def test_a_start_says_the_lines_that_are_listed():
+    page = text(OPERATIONS)
+    cases = [case for aspect in ASPECTS for case in aspect.cases if case.line]
+    assert not [case.label for case in cases if f"| {case.label} |" not in page]
+
+
+def test_the_keys_of_log_lines_are_those_that_are_listed():
+    section = text(OPERATIONS).split("\n## Log lines\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(LOG_KEYS)
+
+
+def test_every_fact_that_a_document_names_exists():
+    named = {(page.name, kind) for page in documents() for kind in FACT.findall(text(page))}
+    assert not [each for each in sorted(named) if each[1] not in KINDS]
+
+
+# Words
+
+
+def terms() -> list[str]:
+    found = [row.strip() for row in TERM.findall(text(WORDS))]
+    return [term for term in found if term != "word" and not term.startswith("-")]
+
+
+def test_each_word_has_one_meaning():
+    assert len(terms()) > 50
+    assert not {term for term in terms() if terms().count(term) > 1}
+
+
+def test_the_house_in_the_documents_is_the_house():
+    page = text(DOCS / "design.md")
+    assert not [package for package in PACKAGES if f"| `{package}` |" not in page]
+    assert all(any(within(name, package) for package in PACKAGES) for name in modules())
+    assert {"waiting", "held", "rejected"} <= set(STATES)

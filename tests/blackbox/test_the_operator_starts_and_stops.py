@@ -1,0 +1,127 @@
+"""Signals end the service as an operator expects, and what stands in the way of a start is one line that says what."""
+
+import json
+import signal
+import socket
+
+import httpx
+import trio
+
+from letterbook.capture import CaptureRelay
+
+from .service import LOOK_S, mail
+
+STANDING: dict[str, object] = {}
+DRAIN_S = 20
+
+
+async def until_in_flight(it, relay):
+    """Wait until the relay holds the message and has not answered."""
+    with trio.fail_after(20):
+        await relay.until_received(1)
+    assert (await it.status())["in_flight"] == 1
+
+
+async def until_heard(it):
+    """It has heard the signal when it says that it is stopping, or takes nobody any more."""
+    with trio.fail_after(20):
+        try:
+            while (await it.client.get("/ready")).status_code == 200:
+                await trio.sleep(LOOK_S)
+        except httpx.TransportError:
+            return
+
+
+async def test_sigterm_lets_an_attempt_under_way_end(service):
+    it = await service(server_drain_seconds=DRAIN_S)
+    answered = trio.Event()
+
+    async def answer_late(message):
+        await answered.wait()
+
+    async with CaptureRelay(on_message=answer_late).listening() as relay:
+        await it.account("a", relay.port)
+        await it.add([mail("slow", account_id="a")])
+        await until_in_flight(it, relay)
+        await it.add([mail("next", account_id="a", deferred_ts=2_000_000_000)])
+        it.signal(signal.SIGTERM)
+        await until_heard(it)
+        answered.set()
+        assert await it.ended(DRAIN_S) == 0
+        assert relay.received == 1
+    said = await it.run("show", "slow", "--json")
+    assert json.loads(said.out)["status"] == "sent"
+    log = await it.run("log", "--json")
+    assert json.loads(log.out.splitlines()[-1])["kind"] == "ServiceStopped"
+
+
+async def test_a_second_sigterm_stops_at_once_and_the_end_is_recorded(service):
+    it = await service(server_drain_seconds=600)
+
+    async def never(message):
+        await trio.sleep_forever()
+
+    async with CaptureRelay(on_message=never).listening() as relay:
+        await it.account("a", relay.port)
+        await it.add([mail("m", account_id="a")])
+        await until_in_flight(it, relay)
+        it.signal(signal.SIGTERM)
+        await until_heard(it)
+        it.signal(signal.SIGTERM)
+        assert await it.ended(within_s=10) == 0
+    said = await it.run("log", "--message", "m", "--json")
+    last = json.loads(said.out.splitlines()[-1])
+    assert last["kind"] == "AttemptEnded"
+    assert [outcome["status"] for outcome in json.loads(last["data"])["outcomes"]] == ["in_doubt"]
+    assert (await it.run("rebuild", "--check")).code == 0
+
+
+def is_one_line(said, *words):
+    """Exit code 1, and one line of ours; lines of the log, which begin with a time, may stand before it."""
+    own = [line for line in said.err.splitlines() if line.startswith("letterbook: ")]
+    assert said.code == 1, said
+    assert "Traceback" not in said.err and "Error" not in said.err.replace("ConfigError", ""), said.err
+    assert len(own) == 1 and said.err.rstrip().endswith(own[0]), said.err
+    for word in words:
+        assert str(word) in own[0], own[0]
+
+
+async def test_a_second_service_on_the_same_file_names_the_first(shared):
+    is_one_line(await shared.run("serve"), shared.pid)
+    assert (await shared.status())["ok"]
+
+
+async def test_a_port_in_use(shared, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = await shared.run(
+            "serve", server_port=port, storage_db_path=tmp_path / "new.db", storage_key_file=tmp_path / "new.key"
+        )
+    is_one_line(said, "in use", "[server] port")
+
+
+async def test_a_key_file_that_is_missing_malformed_wrong_or_unreadable(service, shared):
+    it = await service()
+    assert await it.stop() == 0
+    key = it.key_file.read_bytes()
+    it.key_file.unlink()
+    is_one_line(await it.run("serve"), it.key_file, "missing")
+    assert not it.key_file.exists(), "a key was made beside a log that has one"
+    it.key_file.write_text("no key\n")
+    is_one_line(await it.run("serve"), it.key_file, "malformed")
+    it.key_file.write_bytes(shared.key_file.read_bytes())
+    is_one_line(await it.run("serve"), it.key_file, "was made with the key")
+    it.key_file.unlink()
+    it.key_file.mkdir()
+    is_one_line(await it.run("serve"), it.key_file, "directory")
+    it.key_file.rmdir()
+    it.key_file.write_bytes(key)
+    await it.start()
+    assert (await it.status())["ok"]
+
+
+async def test_an_unknown_key_of_the_configuration(shared, tmp_path):
+    config = tmp_path / "other.ini"
+    config.write_text("[server]\nprot = 8000\n")
+    is_one_line(await shared.run("serve", "--config", config), "prot", "[server]")
+    is_one_line(await shared.run("check-config", "--config", config), "prot", "[server]")

@@ -1,0 +1,272 @@
+"""What will happen, from a seed: pure data, decided before anything runs.
+
+`Scenario` is the whole of a run: the relays and their weather, the accounts, what clients and the upstream do when,
+and how each life of the service ends. What happens within a conversation is drawn while it runs (`relay.py`).
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .chance import stream
+from .observed import Message, Offered
+from .relay import HEALTHY, WEATHERS, Temper
+
+CHAOS_S = (240, 1_500)
+LIVES = (2, 5)
+MESSAGES = (25, 110)
+PATTERNS = ("a", "b", "c", "nobody", "grey")
+
+Ending = Literal["crash", "torn commit", "stop", "stop now"]
+
+
+@dataclass(frozen=True)
+class LifePlan:
+    """How a life ends: at a moment, after so many steps of the scheduler, or in the middle of its n-th turn."""
+
+    ending: Ending
+    after: Literal["seconds", "steps", "turns"]
+    amount: float
+    delivery: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that somebody does at a moment."""
+
+    at: float
+    name: str
+    payload: dict[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
+    insists: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    seed: int
+    tempers: dict[str, Temper]
+    accounts: dict[str, dict[str, Any]]
+    lives: tuple[LifePlan, ...]
+    steps: tuple[Step, ...]
+    upstream_trouble: float
+    chaos_s: float
+
+
+def scenario(seed: int) -> Scenario:
+    chance = stream(seed, "scenario")
+    storm = chance.choice((0.0, 0.02, 0.08, 0.2))
+    tempers = {f"relay{n}.example": _temper(chance, storm) for n in range(chance.randint(1, 3))}
+    accounts = {name: _account(chance, name, list(tempers)) for name in ("anna", "bert", "carl", "dora")[: chance.randint(1, 4)]}
+    chaos_s = float(chance.randint(*CHAOS_S))
+    writer = _Writer(chance, chaos_s, list(accounts), list(tempers))
+    steps = [Step(0.0, "addAccount", fields, insists=True) for fields in accounts.values()]
+    steps += writer.posts() + writer.commands(accounts) + writer.weather()
+    lives = tuple(_life(chance, chaos_s) for _ in range(chance.randint(*LIVES)))
+    return Scenario(
+        seed, tempers, accounts, lives, tuple(sorted(steps, key=lambda step: step.at)), chance.choice((0, 0, 0.1, 0.4)), chaos_s
+    )
+
+
+def _temper(chance: random.Random, storm: float) -> Temper:
+    return Temper(
+        fault=chance.choice((0.0, storm, storm)),
+        cut=chance.choice((0.0, storm, storm * 2)),
+        latency_s=chance.choice((0.0, 0.01, 0.1, 1.0)),
+        pipelining=chance.random() < 0.7,
+    )
+
+
+def _account(chance: random.Random, name: str, hosts: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"id": name, "host": chance.choice(hosts), "port": 25, "tls": "none"}
+    fields["max_connections"] = chance.choice((None, 1, 1, 2, 5))
+    fields["batch_size"] = chance.choice((None, 1, 3))
+    fields["ttl"] = chance.choice((None, 0, 5, 60))
+    fields["max_messages_per_connection"] = chance.choice((None, None, 1, 4))
+    if chance.random() < 0.3:
+        fields |= {"user": f"user{chance.randint(1, 2)}", "password": "secret"}
+    return fields | _limits(chance)
+
+
+def _limits(chance: random.Random) -> dict[str, Any]:
+    """Limits that a run of hours can meet: a few a minute, some dozens an hour."""
+    return {
+        "limit_per_minute": chance.choice((None, None, 1, 2, 5, 10)),
+        "limit_per_hour": chance.choice((None, None, None, 30, 60)),
+        "limit_per_day": chance.choice((None, None, None, 400)),
+        "limit_behavior": chance.choice(("defer", "defer", "defer", "reject")),
+    }
+
+
+def _life(chance: random.Random, chaos_s: float) -> LifePlan:
+    delivery = {
+        "retry_delays": chance.choice(((1.0,), (5.0, 30.0), (20.0, 120.0, 300.0))),
+        "max_retries": chance.randint(1, 5),
+        "in_doubt": chance.choice(("resend", "resend", "hold")),
+        "in_doubt_max": chance.randint(1, 4),
+        "max_connections": chance.choice((1, 2, 4, 32)),
+        "batch_size_per_account": chance.choice((1, 1, 4)),
+        "send_interval_seconds": chance.choice((1.0, 5.0, 3_600.0)),
+        "max_age_seconds": chance.choice((600.0, 7_200.0, 432_000.0, 432_000.0)),
+        "send_wait_seconds": chance.choice((1.0, 30.0)),
+        "delivery_report_retention_seconds": chance.choice((30.0, 86_400.0)),
+    }
+    ending: Ending = chance.choice(("crash", "crash", "crash", "torn commit", "torn commit", "stop", "stop now"))
+    if ending == "torn commit":
+        return LifePlan(ending, "turns", chance.choice((2, 5, 20, 60, 150)) + chance.randint(0, 9), delivery)
+    if chance.random() < 0.5:
+        return LifePlan(ending, "steps", int(10 ** chance.uniform(2, 4.5)), delivery)
+    return LifePlan(ending, "seconds", chance.choice((0.5, 0.5, 1)) * chance.uniform(1, chaos_s), delivery)
+
+
+class _Writer:
+    """Writes the steps of clients, of the upstream, and of the weather."""
+
+    def __init__(self, chance: random.Random, chaos_s: float, accounts: list[str], hosts: list[str]) -> None:
+        self._chance = chance
+        self._chaos_s = chaos_s
+        self._accounts = accounts
+        self._hosts = hosts
+        self._made: list[Message] = []
+        self._versions: dict[str, int] = {}
+
+    def _moment(self) -> float:
+        """Often in bursts: what happens in one moment races."""
+        chance = self._chance
+        return float(chance.randint(1, 8)) * self._chaos_s / 8.5 if chance.random() < 0.4 else chance.uniform(1, self._chaos_s)
+
+    # Messages
+
+    def posts(self) -> list[Step]:
+        count = self._chance.randint(*MESSAGES)
+        steps: list[Step] = []
+        while len(self._made) < count:
+            steps += self._post()
+        return steps
+
+    def _post(self) -> Iterator[Step]:
+        chance, at = self._chance, self._moment()
+        drawn = chance.random()
+        if drawn < 0.35:
+            yield self._add(at, (self._new(),))
+        elif drawn < 0.6:
+            yield self._add(at, tuple(self._new() for _ in range(chance.randint(2, 12))))
+        elif drawn < 0.7:
+            yield Step(at, "sendMessage", messages=(self._new(),))
+        elif drawn < 0.8:
+            yield Step(at, "offer", messages=tuple(self._new_or_again() for _ in range(chance.randint(1, 5))))
+        elif drawn < 0.9 and self._made:
+            again = self._again(chance.choice(self._made), other=chance.random() < 0.6)
+            yield self._add(at, (again, *(self._new() for _ in range(chance.randint(0, 2)))))
+        else:
+            # Two clients at once, with the same id.
+            first = self._new()
+            yield self._add(at, (first,))
+            yield self._add(at + chance.choice((0, 0, 0.001, 0.05)), (self._again(first, other=True), self._new()))
+
+    def _add(self, at: float, messages: tuple[Message, ...]) -> Step:
+        return Step(at, "addMessages", messages=messages, insists=self._chance.random() < 0.7)
+
+    def _new_or_again(self) -> Message:
+        if self._made and self._chance.random() < 0.2:
+            return self._again(self._chance.choice(self._made), other=True)
+        return self._new()
+
+    def _new(self) -> Message:
+        chance = self._chance
+        number = len(self._made)
+        message = Message(
+            id=f"m{number}",
+            version=1,
+            account=chance.choice(self._accounts) if chance.random() < 0.98 else "nobody",
+            to=self._to(f"m{number}"),
+            priority=chance.choice((0, 1, 2, 2, 2, 3)),
+            defer_s=chance.choice((0, 0, 0, 0, 0, 0, chance.randint(1, 900))),
+            expire_s=chance.choice((0, 0, 0, 0, 0, 0, 0, chance.randint(20, 3_600))),
+            padding=chance.choice((0, 0, 0, 0, 30_000)),
+        )
+        self._made.append(message)
+        self._versions[message.id] = 1
+        return message
+
+    def _to(self, who: str) -> tuple[str, ...]:
+        count = self._chance.choice((1, 1, 1, 1, 2, 3))
+        return tuple(f"{kind}.{who}@example.org" for kind in self._chance.sample(PATTERNS, count))
+
+    def _again(self, message: Message, *, other: bool) -> Message:
+        """The same id, with the same content or another one, sometimes for another account or other people."""
+        if not other:
+            return message
+        self._versions[message.id] += 1
+        chance = self._chance
+        return Message(
+            id=message.id,
+            version=self._versions[message.id],
+            account=chance.choice(self._accounts) if chance.random() < 0.2 else message.account,
+            to=self._to(message.id) if chance.random() < 0.5 else message.to,
+            priority=chance.choice((message.priority, 0, 3)),
+        )
+
+    # Commands
+
+    def commands(self, accounts: dict[str, dict[str, Any]]) -> list[Step]:
+        chance = self._chance
+        kinds = (self._delete, self._suspend, self._pause, self._remove, self._change, self._run_now, self._jump)
+        steps: list[Step] = []
+        for kind in chance.choices(kinds, (5, 2, 2, 2, 2, 2, 1), k=chance.randint(0, 10)):
+            steps += kind(self._moment(), accounts)
+        return steps
+
+    def _delete(self, at: float, accounts: Any) -> Iterator[Step]:
+        ids = [each.id for each in self._chance.sample(self._made, min(len(self._made), self._chance.randint(1, 8)))]
+        yield Step(at, "deleteMessages", {"ids": ids})
+
+    def _suspend(self, at: float, accounts: Any) -> Iterator[Step]:
+        yield Step(at, "suspend")
+        yield Step(at + self._chance.uniform(0, 200), "activate", insists=True)
+
+    def _pause(self, at: float, accounts: Any) -> Iterator[Step]:
+        name = {"id": self._chance.choice(self._accounts)}
+        yield Step(at, "pauseAccount", name)
+        yield Step(at + self._chance.uniform(0, 200), "resumeAccount", name, insists=True)
+
+    def _remove(self, at: float, accounts: dict[str, dict[str, Any]]) -> Iterator[Step]:
+        name = self._chance.choice(self._accounts)
+        yield Step(at, "deleteAccount", {"id": name})
+        if self._chance.random() < 0.7:
+            yield Step(at + self._chance.choice((0, 0.1, 30)), "addAccount", accounts[name], insists=True)
+
+    def _change(self, at: float, accounts: dict[str, dict[str, Any]]) -> Iterator[Step]:
+        name = self._chance.choice(self._accounts)
+        changed = accounts[name] | _limits(self._chance)
+        if self._chance.random() < 0.3:
+            changed["host"] = self._chance.choice(self._hosts)
+            changed["password"] = "secret" if changed.get("user") else None
+        if self._chance.random() < 0.3:
+            changed["max_connections"] = self._chance.choice((None, 1, 3))
+        yield Step(at, "addAccount", changed)
+
+    def _run_now(self, at: float, accounts: Any) -> Iterator[Step]:
+        yield Step(at, "run now")
+
+    def _jump(self, at: float, accounts: Any) -> Iterator[Step]:
+        yield Step(at, "jump", {"by_s": self._chance.choice((-3_000, -45, -3, 3, 45, 400))})
+
+    # Weather
+
+    def weather(self) -> list[Step]:
+        steps = []
+        for host in self._hosts:
+            for _ in range(self._chance.choice((0, 0, 1, 3))):
+                at = self._moment()
+                steps.append(Step(at, "weather", {"host": host, "weather": self._chance.choice(WEATHERS[1:])}))
+                until = at + self._chance.choice((2, 60, 400))
+                steps.append(Step(until, "weather", {"host": host, "weather": HEALTHY}))
+        if self._chance.random() < 0.3:
+            at = self._moment()
+            steps += [Step(at, "upstream gone"), Step(at + self._chance.choice((5, 300)), "upstream back")]
+        return steps
+
+
+def batch(step: Step, number: int) -> Offered:
+    return Offered(f"batch{number}", step.messages)
