@@ -76,9 +76,12 @@ class Delivery:
     # What senders and control call
 
     def ready(self, account: int) -> None:
-        """A sender is about to wait for work. While others wait for its place, the plan must say if it is wanted."""
-        if self._scheduler.hungry(account) or self.pool.contended:
+        """A sender is about to wait for work. Where there is none for it, its account wants no further connection:
+        a demand that stayed would have idle ones made anew, and keep this one from an account that starves."""
+        if self._scheduler.hungry(account):
             self._bell.ring()
+        elif self._demand.pop(account, None) and self.pool.contended:
+            self.pool.bell.ring()
 
     def release(self, number: int, seq: int) -> None:
         """A grant came to nothing; `seq` is as of when it was refused, or -1 where the log takes no starts now."""
@@ -239,6 +242,8 @@ class Delivery:
         if refusal.until_us is None:
             self._scheduler.release(candidate.number, 0)
             self._scheduler.block(candidate.account, None)
+            # A plan takes back the demand for connections that would only idle.
+            self._bell.ring()
             return []
         if self._rejects(candidate.account):
             return [self._about(candidate, MessageFailed(cause="quota", by="rate limiter"))]

@@ -33,7 +33,15 @@ from itertools import islice
 from msgspec import Struct
 from msgspec.structs import replace
 
-from events.account import AccountResumed, AccountSaved, AccountThrottled, RelayReached, RelayUnreachable
+from events.account import (
+    AccountPaused,
+    AccountRemoved,
+    AccountResumed,
+    AccountSaved,
+    AccountThrottled,
+    RelayReached,
+    RelayUnreachable,
+)
 from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
 from events.fact import Entry
 from events.message import (
@@ -44,7 +52,7 @@ from events.message import (
     MessageRevised,
     MessageWithdrawn,
 )
-from events.schedule import DispatchActivated
+from events.schedule import DispatchActivated, DispatchSuspended
 from events.service import ClockStepped
 from events.waiting import why_account
 from store.dispatching import QueueRow, UnitState, first_recipients
@@ -61,6 +69,9 @@ REFILL_BELOW = 40
 
 _OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable, ClockStepped)
 """Facts after which mail may go that could not before, a relay needs a probe, or moments are others."""
+
+_CLOSING = (AccountPaused, AccountRemoved, AccountThrottled, DispatchSuspended)
+"""Facts after which connections are wanted no more: a demand that stays would have idle ones made anew for ever."""
 
 PRIORITIES = range(4)
 IMMEDIATE = 0
@@ -251,7 +262,7 @@ class Scheduler:
 
     def _fold_rows(self, entry: Entry) -> None:
         kind = type(entry.fact)
-        self._stirred |= kind in _OPENING
+        self._stirred |= kind in _OPENING or kind in _CLOSING
         if kind is ClockStepped:
             self._forget_moments()
         elif kind in ACCOUNTS.facts and entry.account is not None:

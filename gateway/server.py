@@ -21,7 +21,7 @@ import wsproto.utilities
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Body, Response
+from hypercorn.protocol.events import Body, EndBody, Response
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.trio.task_group import TaskGroup
@@ -91,22 +91,32 @@ class _Protocol(H11Protocol):
         await super()._create_stream(request)
 
     async def stream_send(self, event: StreamEvent) -> None:
-        if isinstance(event, Response) and isinstance(self.connection, H11WSConnection) and event.status_code >= 400:
-            # What was going to be a websocket takes no other request.
-            event = Response(event.stream_id, [*event.headers, CLOSE], event.status_code)
-        if isinstance(event, Response) and event.status_code >= 400 and EMPTY in event.headers:
-            data = _error_data(event.status_code)
-            await super().stream_send(Response(event.stream_id, _error_headers(data), event.status_code))
-            if getattr(self.stream, "scope", {}).get("method") != "HEAD":
-                await super().stream_send(Body(event.stream_id, data))
-        else:
-            await super().stream_send(event)
+        refused_upgrade = isinstance(self.connection, H11WSConnection)
+        if isinstance(event, Response) and event.status_code >= 400:
+            await self._send_error(event, refused_upgrade)
+            return
+        await super().stream_send(event)
+        if isinstance(event, EndBody) and refused_upgrade:
+            # What was going to be a websocket takes no other request, and Hypercorn would leave it open.
+            await self.send(Closed())
+
+    async def _send_error(self, event: Response, refused_upgrade: bool) -> None:
+        """An error of the application as it is, one of Hypercorn's with the body of all others."""
+        if EMPTY not in event.headers:
+            headers = [*event.headers, CLOSE] if refused_upgrade else event.headers
+            await super().stream_send(Response(event.stream_id, headers, event.status_code))
+            return
+        data = _error_data(event.status_code)
+        await super().stream_send(Response(event.stream_id, _error_headers(data), event.status_code))
+        if getattr(self.stream, "scope", {}).get("method") != "HEAD":
+            await super().stream_send(Body(event.stream_id, data))
 
     async def _send_h11_event(self, event: Any) -> None:
         try:
             data = self.connection.send(event)
         except h11.LocalProtocolError:
-            if self.connection.their_state is not h11.ERROR:
+            # The client broke the protocol first, or has been refused an upgrade that is accepted only now.
+            if self.connection.their_state is not h11.ERROR and not isinstance(self.connection, H11WSConnection):
                 raise
             return
         if isinstance(event, h11.Response):

@@ -49,7 +49,7 @@ class Streams:
                 return None
             check_kind(asked.kind)
             if asked.after is not None or asked.log is not None:
-                check_cursor(door, asked.after or 0, asked.log)
+                await check_cursor(door, asked.after or 0, asked.log)
             if door.stopping.is_set():
                 raise unavailable(STOPPING)
         except Trouble as trouble:

@@ -20,13 +20,21 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
 """Every command, in the order in which help shows them."""
 
 
+SHORT_HELP_CHARACTERS_MAX = 200
+"""The whole first sentence of any command; click would cut it at 45."""
+
+
+def _sentence(command: click.Command) -> str:
+    return command.get_short_help_str(SHORT_HELP_CHARACTERS_MAX)
+
+
 class _Sections(click.Group):
     """A group whose help shows the commands by subject."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for subject, commands in COMMANDS.items():
             with formatter.section(subject):
-                formatter.write_dl([(str(command.name), command.get_short_help_str(90)) for command in commands])
+                formatter.write_dl([(str(command.name), _sentence(command)) for command in commands])
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

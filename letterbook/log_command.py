@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,7 +66,7 @@ def log(
     if as_json and as_csv:
         raise click.UsageError("give one of --json and --csv")
     _check_kind(kind)
-    with open_source(config_path, db) as (connection, _):
+    with _ended_by_ctrl_c(follow), open_source(config_path, db) as (connection, _):
         from store.exporting import Selection
 
         selection = Selection(
@@ -75,6 +76,16 @@ def log(
         for stretch in _stretches(connection, selection, follow):
             for fact in stretch.facts:
                 put(fact, stretch)
+
+
+@contextmanager
+def _ended_by_ctrl_c(follow: bool) -> Iterator[None]:
+    """Ctrl-C is how following ends, and no failure: click would say "Aborted!" and exit with 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not follow:
+            raise
 
 
 def _check_kind(kind: str | None) -> None:
@@ -91,18 +102,13 @@ def _stretches(connection: "Connection", selection: "Selection", follow: bool) -
 
     from store.exporting import stretches
 
-    try:
-        while True:
-            for stretch in stretches(connection, selection):
-                yield stretch
-                selection = replace(selection, after=stretch.last, since_us=None)
-            if not follow:
-                return
-            time.sleep(FOLLOW_EVERY_S)
-    except KeyboardInterrupt:
-        # Ctrl-C is how following ends; without it, click says "Aborted!" and exits with 1.
+    while True:
+        for stretch in stretches(connection, selection):
+            yield stretch
+            selection = replace(selection, after=stretch.last, since_us=None)
         if not follow:
-            raise
+            return
+        time.sleep(FOLLOW_EVERY_S)
 
 
 Put = Callable[["StoredFact", "Stretch"], None]

@@ -21,9 +21,11 @@ def moment(text: str) -> int:
 
 def place(text: str) -> tuple[str, int]:
     """("seq", n), or ("time", microseconds since 1970)."""
-    if text.isascii() and text.isdigit() and len(text) <= SEQ_DIGITS_MAX:
+    digits = text.isascii() and text.isdigit()
+    if digits and len(text) <= SEQ_DIGITS_MAX:
         return "seq", int(text)
-    if (at_us := _microseconds(text)) is None:
+    # A long row of digits can be read as a moment too, which nobody means.
+    if digits or (at_us := _microseconds(text)) is None:
         raise click.BadParameter(f"{text!r} is neither a seq nor a moment: {WRITE}")
     return "time", at_us
 

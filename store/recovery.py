@@ -138,14 +138,14 @@ MARK = Aspect(
             "restored",
             (ANY, "beyond"),
             "the log ends at {last_seq}, but it had come to {marked_seq}: this is a restored backup. Dispatch is"
-            " suspended: `letterbook activate` asks whether the mail that waits is to be held or sent",
+            " suspended: POST /commands/activate must say whether the mail that waits is to be held or sent",
             restored=True,
         ),
         Case(
             "of another log",
             ("facts", "other"),
             "the mark file is of another log ({marked_log}): this is taken for a restored backup. Dispatch is"
-            " suspended: `letterbook activate` asks whether the mail that waits is to be held or sent",
+            " suspended: POST /commands/activate must say whether the mail that waits is to be held or sent",
             restored=True,
         ),
         Case(
@@ -190,7 +190,7 @@ END = Aspect(
         Case(
             "attempts open",
             ("facts", ANY, "open"),
-            "{open_attempts} attempts were under way when the last run ended: whether they arrived is in doubt",
+            "attempts under way when the last run ended: {open_attempts}; whether they arrived is in doubt",
             interrupt=True,
         ),
     ),

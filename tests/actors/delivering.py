@@ -103,6 +103,13 @@ async def save(store: Store, host: str, *, account: int = OWN, name: str = "", *
     return (await note(store, fact, account=account)).account or 0
 
 
+async def save_many(store: Store, host: str, count: int, **fields: Any) -> list[int]:
+    """Make so many accounts at this relay."""
+    base = store.last_seq
+    facts = [AccountSaved(id=f"{base}-{n}", host=host, port=25, credentials="c" * 16, **fields) for n in range(count)]
+    return [answer.seq for answer in (await store.record([Draft(fact, account=OWN) for fact in facts])).answers]
+
+
 def letter(to: Sequence[str]) -> LetterRow:
     content = Letter(id="m", sender="shop@example.com", to=tuple(to), subject="s", body="hello")
     envelope = Envelope("shop@example.com", tuple(to), "s")

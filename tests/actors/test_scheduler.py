@@ -20,7 +20,7 @@ from events.attempt import AttemptEnded, AttemptStarted
 from events.fact import Entry, Fact
 from events.message import DoubtResolved, MessageAccepted, MessageFailed, MessageRevised, MessageWithdrawn
 from events.schedule import DispatchActivated, DispatchSuspended
-from events.service import ClockStepped
+from events.service import ClockStepped, ServiceStarted
 from events.values import Outcome
 from store.dispatching import QueueRow, UnitState
 from store.views.dispatch import ACTIVE
@@ -288,6 +288,7 @@ def test_what_was_folded_while_the_read_was_under_way_is_not_lost():
     late = given.accept()
     given.fold(MessageWithdrawn(), numbers[0], 1)
     given.refill(read, as_of=as_of)
+    assert not given.scheduler._journal
     assert given.deliver_all() == [*numbers[1:], late]
 
 
@@ -409,7 +410,7 @@ def test_after_a_refused_start_nothing_is_offered_before_the_follower_has_passed
     given.accept()
     assert given.offered() == []
     # The fact that takes the follower past it stirs nothing by itself, and yet the account is looked at again.
-    given.fold(AccountPaused(), None, 9)
+    given.fold(ServiceStarted(version="", recovery=""))
     assert given.stirs()
     assert given.offered() == [one.number]
 

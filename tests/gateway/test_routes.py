@@ -226,6 +226,18 @@ async def test_cursors_of_another_log_or_past_the_end_are_conflicts(tmp_path):
                 assert answer.json()["log"] == service.store.log_id and answer.json()["seq"] == 1
 
 
+async def test_a_cursor_may_be_ahead_of_what_followers_have(tmp_path):
+    """A page shows what is on disk; publishing it comes a moment later."""
+    async with running(tmp_path) as service, service.client() as client:
+        await service.account("default")
+        end = (await client.get("/events")).json()["next"]
+        service.store._hub.last_seq = end - 1
+        for path in ("/events", "/results"):
+            assert (await client.get(f"{path}?after={end}&log={service.store.log_id}")).json()["next"] == end
+            assert (await client.get(f"{path}?after={end + 1}")).status_code == 409
+        service.store._hub.last_seq = end
+
+
 async def test_accounts_show_no_password(tmp_path):
     async with running(tmp_path) as service, service.client() as client:
         body = {"id": "mine", "host": "h", "port": 25, "user": "me", "password": "secret"}

@@ -156,6 +156,7 @@ async def test_a_client_that_does_not_answer_a_close_is_cut_off(tmp_path, monkey
         got = b""
         async with await trio.open_tcp_stream("127.0.0.1", service.port) as stream:
             await stream.send_all(OPENING % TOKEN.encode())
+            assert b" 101 " in await stream.receive_some()
             # A text frame of 2^20 bytes, of which 70,000 come.
             frame = b"\x81\xff\x00\x00\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00"
             await stream.send_all(frame + b"x" * 70_000)
@@ -166,6 +167,21 @@ async def test_a_client_that_does_not_answer_a_close_is_cut_off(tmp_path, monkey
                 while service.door.streams:
                     await trio.sleep(0.01)
         assert b"\x88\x02\x03\xf1" in got
+
+
+async def test_a_client_that_sends_before_the_upgrade_is_refused_and_leaves_nothing_behind(tmp_path):
+    async with running(tmp_path) as service:
+        await service.account("default")
+        got = b""
+        async with await trio.open_tcp_stream("127.0.0.1", service.port) as stream:
+            await stream.send_all(OPENING % TOKEN.encode() + b"\x81\x80\x00\x00\x00\x00")
+            with trio.fail_after(5), suppress(trio.BrokenResourceError):
+                while data := await stream.receive_some():
+                    got += data
+            with trio.fail_after(5):
+                while service.door.streams:
+                    await trio.sleep(0.01)
+        assert b" 400 " in got and b'"ok":false' in got
 
 
 async def test_compression_is_not_offered(tmp_path):

@@ -135,6 +135,8 @@ class Observed:
     lives: list[Life] = field(default_factory=list)
     jumps: list[tuple[float, float]] = field(default_factory=list)
     """(moment, by how many seconds) of each jump of the wall clock."""
+    connects: list[tuple[float, str]] = field(default_factory=list)
+    """(moment, relay) of each connection that the service asked for."""
     surprises: list[str] = field(default_factory=list)
     """Lines of the service's own log that only a bug writes, and what the checks during the run found."""
     story: list[str] = field(default_factory=list)

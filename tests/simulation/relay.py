@@ -74,6 +74,7 @@ class Relay:
     # The network's side
 
     async def arrive(self) -> None:
+        self._observed.connects.append((trio.current_time(), self.host))
         await trio.sleep(self._latency())
         match self.weather:
             case "refused":

@@ -99,24 +99,18 @@ async def test_too_much_waiting_is_dropped_and_read_from_the_log(facts, size):
             assert follower.facts_waiting <= FACTS_WAITING_MAX
         assert log.hub.lag() == 9 * facts
         assert await take(follower, 9 * facts) == list(range(1, 9 * facts + 1))
-        assert log.reads and log.hub.lag() == 0 and follower.facts_waiting == 0
+        assert log.reads and log.hub.lag() == 0
 
 
 async def test_a_follower_that_is_a_million_behind_is_bounded():
-    log = Log()
+    log = Log(1_000_000)
     async with log.hub.follow(0) as follower:
-        for _ in range(500):
-            log.commit(2_000)
+        for page in range(40):
+            batch = await anext(follower)
+            assert (batch.first, len(batch.entries)) == (page * PAGE_FACTS + 1, PAGE_FACTS)
+            log.commit(1_000)
             assert follower.facts_waiting <= FACTS_WAITING_MAX
-        seen = 0
-        async for batch in follower:
-            assert batch.first == seen + 1 and len(batch.entries) <= max(PAGE_FACTS, 2_000)
-            seen = batch.last
-            if seen >= 1_000_000:
-                break
-            if seen % 100_000 == 0:
-                log.facts += 0
-        assert max(given for _, given in log.reads) == PAGE_FACTS
+        assert log.hub.lag() == 1_040_000 - 40 * PAGE_FACTS
 
 
 async def test_a_cancelled_follower_has_lost_nothing():

@@ -157,7 +157,7 @@ def test_open_attempts_are_interrupted_however_the_last_run_ended():
     for stopped in (True, False):
         decision = decide(replace(USUAL, stopped=stopped, open_attempts=3))
         assert decision.interrupt and decision.lines == (
-            "3 attempts were under way when the last run ended: whether they arrived is in doubt",
+            "attempts under way when the last run ended: 3; whether they arrived is in doubt",
         )
 
 
