@@ -15,7 +15,6 @@ their ends recorded by how far they had come.
 
 import logging
 import random
-import sqlite3
 from collections.abc import Sequence
 
 import trio
@@ -26,7 +25,7 @@ from events.message import MessageFailed
 from events.service import ClockStepped
 from events.values import MICROSECONDS
 from store import dispatching
-from store.dispatching import NOTHING_COUNTED, Counted
+from store.dispatching import NOTHING_COUNTED
 from store.following import Batch
 from store.opening import Store
 from store.recorder import NotRecorded
@@ -80,7 +79,9 @@ class Delivery:
         a demand that stayed would have idle ones made anew, and keep this one from an account that starves."""
         if self._scheduler.hungry(account):
             self._bell.ring()
-        elif self._demand.pop(account, None) and self.pool.contended:
+            return
+        self._demand.pop(account, None)
+        if self.pool.contended:
             self.pool.bell.ring()
 
     def release(self, number: int, seq: int) -> None:
@@ -285,12 +286,7 @@ class Delivery:
         limited = [row.number for row in accounts if limits_of(row)]
         for number in limited:
             self._limiter.reading(number)
-        as_of, counted = await self._store.read(_counted, limited, now_us) if limited else (0, {})
+        as_of, counted = await self._store.read(dispatching.counted_as_of, limited, now_us) if limited else (0, {})
         for row in accounts:
             history = counted.get(row.number, NOTHING_COUNTED)
             self._limiter.configure(row, history, as_of, now_us - monotonic_us, monotonic_us)
-
-
-def _counted(connection: sqlite3.Connection, accounts: Sequence[int], now_us: int) -> tuple[int, dict[int, Counted]]:
-    """(as of seq, what has counted against these accounts' limits up to then)."""
-    return dispatching.last_seq(connection), dispatching.counted(connection, accounts, now_us)

@@ -30,7 +30,8 @@ async def ready(door: Door, call: Call) -> Answer:
 
 
 async def status(door: Door, call: Call) -> Answer:
-    return Answer(await door.store.read(lists.status, door.look(), door.reasons(), door.version))
+    reasons = (*door.reasons(), *door.remarks())
+    return Answer(await door.store.read(lists.status, door.look(), reasons, door.version))
 
 
 async def pending(door: Door, call: Call) -> Answer:

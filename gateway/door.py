@@ -35,8 +35,8 @@ DROPPED = "the service could not say what became of this: ask again"
 class Door:
     """Everything that the gateway has.
 
-    `reasons` are words of others why the service is not ready or not whole (the clock), `gauges` numbers of others
-    for the metrics (named as in metrics.GAUGES); both are asked for now and then and must not block.
+    `remarks` are words of others for /status that keep no mail (the clock), `gauges` numbers of others for the metrics
+    (named as in metrics.GAUGES); both are asked for now and then and must not block.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Door:
         stopping: trio.Event,
         disk_low: Callable[[], bool],
         version: str,
-        reasons: Callable[[], Sequence[str]] = tuple,
+        remarks: Callable[[], Sequence[str]] = tuple,
         gauges: Callable[[], Mapping[str, float]] = dict,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -68,7 +68,7 @@ class Door:
         self.streams = 0
         self._submissions = submissions
         self._controls = controls
-        self._reasons = reasons
+        self.remarks = remarks
         self._gauges = gauges
 
     def look(self) -> Look:
@@ -91,7 +91,7 @@ class Door:
             "disk": self.disk_low(),
             "backlog": self.over_backlog,
         }
-        return (*(word for word, holds in own.items() if holds), *self._reasons())
+        return tuple(word for word, holds in own.items() if holds)
 
     def check_accepting(self) -> None:
         """Raises Trouble 503 while no mail is taken."""

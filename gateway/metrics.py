@@ -58,7 +58,8 @@ class Metrics:
             "letterbook_commit_seconds", "From a fact's stamp until followers have it", registry=registry,
             buckets=COMMIT_BUCKETS,
         )  # fmt: skip
-        self._gauges = {name: Gauge(f"letterbook_{name}", words, registry=registry) for name, words in GAUGES.items()}
+        # A gauge is made when its number is first known: one that is not known is left out, and never says 0.
+        self._gauges: dict[str, Gauge] = {}
 
     def fold(self, batch: Batch, account_ids: Mapping[int, str], now_us: int) -> None:
         """Count what a batch says."""
@@ -93,13 +94,15 @@ class Metrics:
                 self._deferred.labels(account_id).inc()
 
     def render(self, counts: Counts, gauges: Mapping[str, float]) -> bytes:
-        """The text; `gauges` are named as in GAUGES, and those that nobody gives stay as they were."""
+        """The text; `gauges` are named as in GAUGES, and those that nobody has given yet are left out."""
         self._pending.set(counts.pending)
         states = {**_ALL_STATES, **counts.states}
         accepted = sum(n for state, n in states.items() if state != "rejected")
         for state, n in {**states, "accepted": accepted}.items():
             self._states.labels(state).set(n)
         for name, value in gauges.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"letterbook_{name}", GAUGES[name], registry=self.registry)
             self._gauges[name].set(value)
         return prometheus_client.generate_latest(self.registry)
 

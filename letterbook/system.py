@@ -151,7 +151,7 @@ class System:
             stopping=stop.asked,
             disk_low=self.disk.low,
             version=self.version,
-            reasons=self._reasons,
+            remarks=self._remarks,
             gauges=self._gauges,
             entropy=world.entropy,
         )
@@ -213,7 +213,7 @@ class System:
 
     # What others ask
 
-    def _reasons(self) -> tuple[str, ...]:
+    def _remarks(self) -> tuple[str, ...]:
         return ("clock",) if self.retention.paused_for_s else ()
 
     def _gauges(self) -> Mapping[str, float]:

@@ -146,6 +146,13 @@ def counted(connection: sqlite3.Connection, accounts: Iterable[int], now_us: int
     }
 
 
+def counted_as_of(
+    connection: sqlite3.Connection, accounts: Iterable[int], now_us: int
+) -> tuple[int, dict[int, Counted]]:
+    """(as of seq, what has counted against these accounts' limits up to it)."""
+    return last_seq(connection), counted(connection, accounts, now_us)
+
+
 def _ends_since(connection: sqlite3.Connection, since_us: int) -> list[tuple[int | None, int]]:
     rows = connection.execute(ENDS_SINCE, (_first_seq_since(connection, since_us), since_us))
     ends = ((entry, entry.fact) for entry in map(decode_row, rows))

@@ -1,6 +1,7 @@
 """Signals end the service as an operator expects, and what stands in the way of a start is one line that says what."""
 
 import json
+import shutil
 import signal
 import socket
 
@@ -100,22 +101,45 @@ async def test_a_port_in_use(shared, tmp_path):
     is_one_line(said, "in use", "[server] port")
 
 
-async def test_a_key_file_that_is_missing_malformed_wrong_or_unreadable(service, shared):
+def missing(key_file, another):
+    key_file.unlink()
+
+
+def malformed(key_file, another):
+    key_file.write_text("no key\n")
+
+
+def wrong(key_file, another):
+    key_file.write_bytes(another)
+
+
+def unreadable(key_file, another):
+    key_file.unlink()
+    key_file.mkdir()
+
+
+KEY_FILES = {missing: "missing", malformed: "malformed", wrong: "was made with the key", unreadable: "directory"}
+"""What has become of a key file, and a word by which the operator is told."""
+
+
+async def test_a_key_file_that_is_missing_malformed_wrong_or_unreadable(service, shared, tmp_path):
     it = await service()
     assert await it.stop() == 0
-    key = it.key_file.read_bytes()
-    it.key_file.unlink()
-    is_one_line(await it.run("serve"), it.key_file, "missing")
-    assert not it.key_file.exists(), "a key was made beside a log that has one"
-    it.key_file.write_text("no key\n")
-    is_one_line(await it.run("serve"), it.key_file, "malformed")
-    it.key_file.write_bytes(shared.key_file.read_bytes())
-    is_one_line(await it.run("serve"), it.key_file, "was made with the key")
-    it.key_file.unlink()
-    it.key_file.mkdir()
-    is_one_line(await it.run("serve"), it.key_file, "directory")
-    it.key_file.rmdir()
-    it.key_file.write_bytes(key)
+    said = {}
+
+    async def serve(spoil):
+        db, key_file = tmp_path / f"{spoil.__name__}.db", tmp_path / f"{spoil.__name__}.key"
+        shutil.copyfile(it.db, db)
+        shutil.copyfile(it.key_file, key_file)
+        spoil(key_file, shared.key_file.read_bytes())
+        said[spoil] = await it.run("serve", storage_db_path=db, storage_key_file=key_file)
+
+    async with trio.open_nursery() as nursery:
+        for spoil in KEY_FILES:
+            nursery.start_soon(serve, spoil)
+    for spoil, word in KEY_FILES.items():
+        is_one_line(said[spoil], tmp_path / f"{spoil.__name__}.key", word)
+    assert not (tmp_path / "missing.key").exists(), "a key was made beside a log that has one"
     await it.start()
     assert (await it.status())["ok"]
 

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 
 import pytest
+import trio
 
 from letterbook.capture import CaptureRelay
 
@@ -163,16 +164,28 @@ def swap(connection):
 async def test_damage_is_named_by_its_seq(stopped, tmp_path):
     good = await stopped.run("verify")
     assert good.code == 0, good.err
-    for damage in (flip, delete, insert, swap):
-        copy = tmp_path / f"{damage.__name__}.db"
-        for ending in ("", ".mark"):
-            shutil.copyfile(f"{stopped.db}{ending}", f"{copy}{ending}")
-        connection = sqlite3.connect(copy)
-        for (trigger,) in connection.execute("select name from sqlite_master where type = 'trigger'").fetchall():
-            connection.execute(f"drop trigger {trigger}")
-        place = damage(connection)
-        connection.commit()
-        connection.close()
-        said = await stopped.run("verify", "--db", copy)
-        assert said.code == 1, damage
-        assert said.err.splitlines()[-1].startswith(f"letterbook: {place}: "), (damage, said.err)
+    places, said = {}, {}
+
+    async def verify(damage):
+        copy = damaged_copy(stopped, tmp_path / f"{damage.__name__}.db", damage, places)
+        said[damage] = await stopped.run("verify", "--db", copy)
+
+    async with trio.open_nursery() as nursery:
+        for damage in (flip, delete, insert, swap):
+            nursery.start_soon(verify, damage)
+    for damage, place in places.items():
+        assert said[damage].code == 1, damage
+        assert said[damage].err.splitlines()[-1].startswith(f"letterbook: {place}: "), (damage, said[damage].err)
+
+
+def damaged_copy(it, copy, damage, places):
+    """A copy of the log, changed behind the back of its triggers."""
+    for ending in ("", ".mark"):
+        shutil.copyfile(f"{it.db}{ending}", f"{copy}{ending}")
+    connection = sqlite3.connect(copy)
+    for (trigger,) in connection.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+        connection.execute(f"drop trigger {trigger}")
+    places[damage] = damage(connection)
+    connection.commit()
+    connection.close()
+    return copy

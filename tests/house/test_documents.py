@@ -8,7 +8,7 @@ from events.waiting import SENTENCES
 from events.wire import KINDS
 from gateway.app import STREAM
 from gateway.commands import COMMANDS
-from gateway.metrics import Metrics
+from gateway.metrics import GAUGES, Metrics
 from letterbook.logs import KEYS as LOG_KEYS
 from store.recovery import ASPECTS
 
@@ -126,7 +126,7 @@ def test_the_api_page_lists_why_mail_waits_in_the_words_of_the_table():
 
 def metric_names() -> set[str]:
     """As they are scraped, without the parts of histograms and the moments at which counters were made."""
-    found = set()
+    found = {f"letterbook_{name}" for name in GAUGES}
     for family in Metrics().registry.collect():
         found.add(f"{family.name}_total" if family.type == "counter" else family.name)
     return found

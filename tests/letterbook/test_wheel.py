@@ -12,6 +12,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.house.source import PACKAGES, ROOT
@@ -102,3 +103,23 @@ def test_serve_refuses_a_bad_configuration_with_one_line(installed, tmp_path):
     said = run(installed / "letterbook", "serve", "--config", config, cwd=tmp_path)
     assert said.returncode == 1
     assert "write an api_token" in said.stderr and "Traceback" not in said.stderr
+
+
+def test_serve_from_an_empty_folder_answers_and_stops(installed, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LETTERBOOK_"))}
+    command = [installed / "letterbook", "serve"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment | {"LETTERBOOK_SERVER_PORT": "0"}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        # Reading waits for the line, and ends with the process if it never comes.
+        line = next((line for line in process.stderr if "listening on " in line), "")
+        assert line, "it ended before it listened"
+        assert httpx.get(line.split("listening on ")[1].strip() + "/health", trust_env=False).json() == {"status": "ok"}
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert {"letterbook.db", "letterbook.key"} <= {path.name for path in tmp_path.iterdir()}
