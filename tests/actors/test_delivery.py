@@ -254,11 +254,14 @@ async def test_a_connection_that_is_done_makes_way_at_once(folder: Path, autojum
 
 
 async def test_idle_connections_are_not_made_anew(folder: Path, autojump_clock: Clock) -> None:
-    relays: dict[str, Relay] = {host: CaptureRelay() for host in ("one", "other")}
-    async with delivering(folder, relays) as (store, unit, world):
-        accounts = [await save(store, host, ttl=10) for host in relays]
-        await accept(store, accounts)
-        await done(store, 2)
+    """Of two connections that wait one gets the only message, and then nothing more is wanted."""
+    async with delivering(folder, {"a": takes(1)}) as (store, unit, world):
+        account = await save(store, "a", ttl=10)
+        await accept(store, account, 3)
+        await done(store, 3)
+        assert unit.pool.connections()["idle"] > 1
+        await accept(store, account)
+        await done(store, 4)
         made = len(world.connects)
         await trio.sleep(1000)
         assert len(world.connects) == made

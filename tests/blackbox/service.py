@@ -107,7 +107,11 @@ class Service:
             for line in self.lines.splitlines(keepends=True):
                 if mark in line and line.endswith("\n"):
                     return line.partition(mark)[2].strip()
-            assert self.process is not None and self.process.poll() is None, self.lines
+            assert self.process is not None
+            if self.process.poll() == -signal.SIGKILL:
+                # Whoever killed it so early will start it again.
+                return ""
+            assert self.process.poll() is None, self.lines
             await trio.sleep(LOOK_S)
 
     async def ended(self, within_s: float = WAIT_S_MAX) -> int:

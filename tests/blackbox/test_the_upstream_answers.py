@@ -20,6 +20,9 @@ IN_A_BATCH = 40
 MESSAGES = BATCHES * IN_A_BATCH
 WAIT_S = 20
 
+KILLS = ("fetch", 0), ("token", 1), ("report", 20), ("report", 150)
+"""When the service dies: see Upstream."""
+
 
 class Upstream:
     """Gives its batches one after the other, each with a token, and the next only when the token has come back.
@@ -77,21 +80,26 @@ class Killer:
 
     def __init__(self, it, *moments):
         self.moments = set(moments)
+        self.victims = set()
         self._it = it
 
     def __call__(self, what, number):
         if (what, number) not in self.moments:
             return False
+        self.victims.add(self._it.pid)
         self._it.process.kill()
         self.moments.discard((what, number))
         return True
 
 
 async def keep_serving(it, killer):
-    """Start the service again after each kill."""
-    for _ in range(len(killer.moments)):
-        await it.ended()
-        await it.start()
+    """Start the service again after each kill, until none is to come. Two moments may strike the same process."""
+    while killer.moments or it.pid in killer.victims:
+        if it.pid in killer.victims:
+            await it.ended()
+            await it.start()
+        else:
+            await trio.sleep(LOOK_S)
 
 
 async def test_a_batch_with_a_token_is_stored_once_and_every_report_arrives_in_order(service):
@@ -101,7 +109,7 @@ async def test_a_batch_with_a_token_is_stored_once_and_every_report_arrives_in_o
             # It asks when it starts and when it is told to, and not because some time has passed.
             it = await service(fetch_url=url, fetch_interval_seconds=3600, delivery_retry_delays="0.1")
             await it.account("a", relay.port)
-            upstream.strike = killer = Killer(it, ("fetch", 0), ("token", 1), ("report", 20), ("report", 150))
+            upstream.strike = killer = Killer(it, *KILLS)
             upstream.batches = [
                 [mail(f"m{batch}-{number}", account_id="a") for number in range(IN_A_BATCH)] for batch in range(BATCHES)
             ]

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -24,7 +25,7 @@ END_S = 60
 
 
 class Process:
-    """A `letterbook` command that goes on; its lines are read one by one."""
+    """A `letterbook` command that goes on; its lines are read one by one. It is killed when it takes too long."""
 
     def __init__(self, *arguments: object, cwd: Path, err: bool = False, **environ: str) -> None:
         self.running = subprocess.Popen(
@@ -32,6 +33,8 @@ class Process:
             stderr=subprocess.PIPE,
         )  # fmt: skip
         self._stream = self.running.stderr if err else self.running.stdout
+        self._watchdog = threading.Timer(END_S, self.running.kill)
+        self._watchdog.start()
 
     def line(self, containing: str) -> str:
         """The next line that contains a text."""
@@ -47,6 +50,7 @@ class Process:
         return self.running.returncode, err
 
     def close(self) -> None:
+        self._watchdog.cancel()
         if self.running.poll() is None:
             self.running.kill()
         self.running.communicate(timeout=END_S)

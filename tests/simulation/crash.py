@@ -89,7 +89,7 @@ class Tearing:
 
     def _torn_at(self, before: int, after: int) -> int:
         """Anywhere in what this turn wrote; where the file had begun anew, that is from its beginning."""
-        begin = before if after > before else 0
+        begin = before if after >= before else 0
         return WAL_HEADER_BYTES + self._chance.randint(begin, after)
 
 

@@ -11,6 +11,7 @@ from events.fact import Draft
 from events.lifecycle import OPEN
 from events.message import DoubtResolved, MessageFailed, MessageHeld, MessageWithdrawn, RetentionPassed
 from events.report import BatchFetched, ResultsReported
+from events.wire import encode_data
 from store import folding
 from store.writer import Declined, Request
 
@@ -215,6 +216,19 @@ def test_retention_keeps_what_is_open_and_what_ended_later():
         s.given(Draft(RetentionPassed(before=final + 1)))
         assert [number for number in (waiting, failed, later) if s.row(number)] == [waiting, later]
         assert s.connection.execute("select message from results").fetchall() == [(later,)]
+
+
+def test_what_ends_after_retention_is_kept_however_the_log_is_cut():
+    """No admission would take such a retention; a fold must not depend on that."""
+    facts = [accepted("a"), accepted("b"), about(MessageFailed(cause="quota"), 1), Draft(RetentionPassed(before=100))]
+    facts.append(about(MessageFailed(cause="quota"), 2))
+    with database() as connection:
+        for seq, draft in enumerate(facts, 1):
+            fact, message = draft.fact, draft.message or (None if isinstance(draft.fact, RetentionPassed) else seq)
+            row = (seq, T0_US, type(fact).__name__, 1, message, 1, encode_data(fact))
+            connection.execute("insert into log values (?, ?, ?, ?, ?, ?, ?)", row)
+        whole = refolded(connection, 100, 5)
+        assert whole == refolded(connection, 1, 5) and [row[0] for row in whole["messages"]] == [2]
 
 
 # The rows in memory
