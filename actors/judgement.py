@@ -66,7 +66,7 @@ def what_follows(
     if fault and row.faults >= FAULTS_MAX:
         return Following("failed", charged=True, cause="internal")
     tried = {outcome.status for outcome in outcomes}
-    if "in_doubt" in tried and (policy.hold_in_doubt or row.doubts >= policy.in_doubt_max):
+    if "in_doubt" in tried and (policy.hold_in_doubt or row.doubts + 1 >= policy.in_doubt_max):
         return Following("held", charged=True, cause="in_doubt")
     if relay_until_us is not None and row.uncharged < UNCHARGED_IN_A_ROW_MAX and "in_doubt" not in tried:
         return Following("due", due_us=max(relay_until_us, now_us), due_cause="relay")

@@ -54,7 +54,7 @@ from events.message import (
 )
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.service import ClockStepped
-from events.waiting import why_account
+from events.waiting import WaitingFor, why_account
 from store.dispatching import QueueRow, UnitState, first_recipients
 from store.views import ACCOUNTS, DISPATCH, RELAYS
 from store.views.accounts import AccountRow, RelayRow
@@ -210,6 +210,7 @@ class Scheduler:
         self._stirred = True
         self._barrier: float = math.inf
         self._rest_until_us = 0
+        self._disk_low = False
         self._journal: list[_Insert | _Leave] = []
         self._refilling: list[tuple[int, int]] = []
         self._turn = 0
@@ -455,9 +456,10 @@ class Scheduler:
         """Whether a sender of this account that is ready now would be given something."""
         return account in self._hungry
 
-    def plan(self, now_us: int, credit: Callable[[int], int]) -> Plan:
+    def plan(self, now_us: int, credit: Callable[[int], int], *, disk_low: bool = False) -> Plan:
         """What may go now; `credit(account)` is how many connected senders wait. What is offered is out from then."""
         self._stirred = False
+        self._disk_low = disk_low
         self._hungry.clear()
         self._woken.clear()
         self._barrier = math.inf
@@ -488,7 +490,7 @@ class Scheduler:
 
     def _may_go(self, known: _Account, now_us: int, wakes: list[int]) -> bool:
         """Whether nothing keeps the account's mail; a moment at which that may change is noted."""
-        reason = why_account(known.row, self._relays.get(known.row.relay), self._dispatch, now_us)
+        reason = self._why(known, now_us)
         if reason:
             if reason.until_us is not None and reason.until_us > now_us:
                 wakes.append(reason.until_us)
@@ -504,8 +506,11 @@ class Scheduler:
 
     def _probes(self, known: _Account, now_us: int) -> bool:
         """An account that only its relay keeps still wants a connection: that is how the relay is found again."""
-        reason = why_account(known.row, self._relays.get(known.row.relay), self._dispatch, now_us)
+        reason = self._why(known, now_us)
         return reason is not None and reason.reason == "relay_unreachable"
+
+    def _why(self, known: _Account, now_us: int) -> WaitingFor | None:
+        return why_account(known.row, self._relays.get(known.row.relay), self._dispatch, now_us, self._disk_low)
 
     def _want(self, known: _Account, now_us: int, demand: dict[int, Wanted], wakes: list[int]) -> None:
         wakes += [due_us for window in known.windows if (due_us := _next_due(window, now_us))]

@@ -6,9 +6,12 @@ TLS and AUTH *before* it asks for work, so a dead relay costs no message, no slo
 `receive` on its account's work channel, which has capacity 0: a sender that waits there is the credit that the
 scheduler counts, so there is no counter that could go stale and no grant that could get old in a queue.
 
-An attempt goes: grant; AttemptStarted on disk; compose; converse; judge; AttemptEnded on disk. A connection that
-fails at once, before its first 250 to MAIL, is replaced once within the same attempt, since a relay may have closed an
-idle connection a moment before. Trouble that is the relay's alone is recorded as RelayUnreachable, with back-off, in
+An attempt goes: grant; AttemptStarted on disk; compose; converse; judge; AttemptEnded. The sender does not wait for
+the end to be on disk before it asks for more: the recorder takes urgent facts in their order, so the end is on disk
+before, or together with, the start of the sender's next attempt, and no connection ever has more than one mail that
+was sent and is not recorded. (It halves the commits that a mail has to wait for.) A connection that fails at once,
+before its first 250 to MAIL, is replaced once within the same attempt, since a relay may have closed an idle
+connection a moment before. Trouble that is the relay's alone is recorded as RelayUnreachable, with back-off, in
 the same commit as the attempt's end; of many connections that fail together one records it, so the back-off doubles
 once. Whatever the relay then answers, a probe or a mail, is recorded as RelayReached. What this pool has seen of a
 relay it knows at once, before the follower has come to the fact.
@@ -60,9 +63,6 @@ DIED_IDLE_US = 5_000_000
 
 IDLE_S_MIN = 1.0
 """With a ttl of 0 a connection would end before it could be given any work, and the next one be opened at once."""
-
-END_SECONDS = 3.0
-"""How long a cancelled sender may take to record what came of its attempt."""
 
 
 class DeliveryPolicy(Struct, frozen=True):
@@ -212,7 +212,7 @@ class SenderPool:
         self._close(plan.close)
         for place in plan.connect:
             self._scopes[place] = trio.CancelScope()
-            senders.start_soon(self._serve, place)
+            senders.start_soon(self._serve, place, senders)
         if plan.wake_us is None:
             return math.inf
         return trio.current_time() + max(plan.wake_us - now_us, 0) / MICROSECONDS
@@ -234,7 +234,7 @@ class SenderPool:
 
     # A sender
 
-    async def _serve(self, place: Place) -> None:
+    async def _serve(self, place: Place, senders: trio.Nursery) -> None:
         """A connection's life. Its scope is cancelled only while it carries no mail."""
         connection: Connection | None = None
         account = self._books.account(place.account)
@@ -243,7 +243,7 @@ class SenderPool:
                 with self._scopes[place]:
                     connection = await self._open(place, account)
             if account is not None and connection is not None:
-                connection = await self._carry(place, account, connection)
+                connection = await self._carry(place, account, connection, senders)
             place.leaving = True
             if connection is not None:
                 await connection.aclose()
@@ -291,7 +291,9 @@ class SenderPool:
         )
         return await connect(self._network, relay)
 
-    async def _carry(self, place: Place, account: AccountRow, connection: Connection) -> Connection | None:
+    async def _carry(
+        self, place: Place, account: AccountRow, connection: Connection, senders: trio.Nursery
+    ) -> Connection | None:
         """Carry mail until the connection ends, has carried enough, idles too long, or its place is wanted."""
         carried = 0
         while connection.ready and not place.leaving and not self._stopping:
@@ -302,7 +304,7 @@ class SenderPool:
             if candidate is None:
                 break
             place.phase = "busy"
-            kept = await self._attempt(account, connection, candidate)
+            kept = await self._attempt(account, connection, candidate, senders)
             if kept is None:
                 return None
             connection = kept
@@ -325,7 +327,9 @@ class SenderPool:
 
     # An attempt
 
-    async def _attempt(self, account: AccountRow, connection: Connection, candidate: Candidate) -> Connection | None:
+    async def _attempt(
+        self, account: AccountRow, connection: Connection, candidate: Candidate, senders: trio.Nursery
+    ) -> Connection | None:
         """One attempt; the connection that may carry the next mail, or None."""
         begun = await self._start(candidate)
         if begun is None:
@@ -337,13 +341,9 @@ class SenderPool:
         try:
             came = await self._converse(account, holder, candidate, started)
         finally:
-            # However the conversation was left, its end is recorded; only a cancelled sender has to hurry.
-            hurry = trio.CancelScope(shield=came is None)
-            if came is None:
-                hurry.deadline = trio.current_time() + END_SECONDS
-                came = _interrupted(holder[0])
-            with hurry:
-                await self._end(account, candidate, attempt, started, came, from_us)
+            # However the conversation was left, its end is recorded.
+            came = _interrupted(holder[0]) if came is None else came
+            senders.start_soon(self._end, account, candidate, attempt, started, came, from_us)
         return holder[0] if holder[0].ready else None
 
     async def _start(self, candidate: Candidate) -> tuple[int, Started] | None:
@@ -439,7 +439,8 @@ class SenderPool:
         drafts += [Draft(each, account=account.number) for each in (about_relay,) if each]
         beside = {0: Replies(came.replies)} if came.replies else None
         try:
-            await self._store.record(drafts, beside=beside, urgent=True)
+            with trio.CancelScope(shield=True):
+                await self._store.record(drafts, beside=beside, urgent=True)
         except NotRecorded:
             logger.error("the end of an attempt at message %s is not in the log: it will be in doubt", candidate.number)
 

@@ -20,7 +20,7 @@ SILENCE_S_MAX = 45.0
 """Three heartbeats of the live stream."""
 
 AGAIN_S_MIN = 0.5
-AGAIN_S_MAX = 15.0
+AGAIN_S_MAX = 5.0
 """Between two tries to connect anew; a restart of the service takes a second or two."""
 
 PARTING_S = 2.0

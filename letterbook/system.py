@@ -167,6 +167,7 @@ class System:
             world.chance,
             batch_size=config.delivery.batch_size_per_account,
             longest_sleep_s=config.delivery.send_interval_seconds,
+            disk_low=self.disk.low,
         )
 
     async def _deliver(self) -> None:
@@ -237,11 +238,19 @@ class System:
         await self._record_stop()
 
     async def _keep_delivering(self) -> None:
-        """The unit, until it has drained or the drain is cut short."""
+        """The unit, until it has drained or the drain is cut short. Ends that the log does not take by then are given
+        up: they wait for room on a full disk, and nothing else could end that."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cut_short, nursery.cancel_scope)
+            nursery.start_soon(self._give_up, self.stop.asked, self.config.server.drain_seconds)
+            nursery.start_soon(self._give_up, self.stop.now, 0.0)
             await keep("delivery", self._deliver)
             nursery.cancel_scope.cancel()
+
+    async def _give_up(self, stop: trio.Event, drain_s: float) -> None:
+        await stop.wait()
+        await trio.sleep(drain_s + END_RECORDING_S)
+        await self.store.recorder.close(trio.current_time())
 
     async def _stand_by(self, task_status: trio.TaskStatus[None]) -> None:
         """The outer layers, for as long as the service runs; they hold nothing that must be finished."""

@@ -93,7 +93,8 @@ def _next_recipients(digests: str, recipients: str) -> tuple[tuple[int, ...], bo
         return first_recipients(digests.count(" ") + 1)
     states = decode_states(recipients)
     untried = [index for index, state in enumerate(states) if state.status == "open"]
-    again = [index for index, state in enumerate(states) if state.status in ("deferred", "in_doubt")]
+    tried = [(state.ended, index) for index, state in enumerate(states) if state.status in ("deferred", "in_doubt")]
+    again = [index for _, index in sorted(tried)]
     chosen = (untried or again)[:RECIPIENTS_PER_ATTEMPT_MAX]
     return tuple(chosen), len(chosen) < len(untried) + len(again)
 

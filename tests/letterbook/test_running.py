@@ -21,7 +21,7 @@ from letterbook.cli import main
 from store.files import mark_path
 from tests.house.source import ROOT
 
-END_S = 60
+END_S = 45
 
 
 class Process:

@@ -25,6 +25,7 @@ class Seen(NamedTuple):
 _MESSAGE = "select number, state, attempt, revision from messages where number = (select number from ids where id = ?)"
 _STARTED = "select 1 from log where seq = ? and kind = 'AttemptStarted' and message = ?"
 _LETTER = "select content from letters where letter = ? and length(content) > 0"
+_UNREPORTED = "select 1 from results where seq > coalesce((select seq from cursors where name = 'reported'), 0)"
 _LOG = "select seq, at_us, kind, version, message, account, data from log where seq > ? order by seq"
 
 
@@ -57,6 +58,5 @@ class Eye:
     def states(self) -> dict[str, int]:
         return dict(self.connection.execute("select state, count(*) from messages group by state"))
 
-    def active(self) -> bool:
-        row = self.connection.execute("select active from dispatch").fetchone()
-        return row is None or bool(row[0])
+    def all_reported(self) -> bool:
+        return self.connection.execute(_UNREPORTED).fetchone() is None

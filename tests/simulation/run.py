@@ -28,13 +28,17 @@ from .relay import Relay
 from .scenario import LifePlan, Scenario, Step, batch
 from .upstream import Upstream
 
-CALM_S_MAX = 1 * 3_600.0
-"""Longer than any limit of an hour, any retry and any back-off of these scenarios can keep a message."""
+CALM_S_MAX = 2 * 3_600.0
+"""Longer than any retry and any back-off of these scenarios can keep a message."""
+
+LIMITED_S = 400.0
+"""After so much calm the accounts' limits are lifted: what an hour's limit holds back would only take time."""
 
 LIFE_S_MAX = 900.0
 UNWIND_S_MAX = 60.0
 DRAIN_S = 20.0
 
+NO_LIMITS = {"limit_per_minute": None, "limit_per_hour": None, "limit_per_day": None}
 CALM_DELIVERY: dict[str, Any] = {"retry_delays": (2.0,), "max_retries": 20, "send_interval_seconds": 3_600.0}
 
 
@@ -339,14 +343,22 @@ class Run:
         self._upstream.calm, self._upstream.gone = True, False
         for step in (Step(0, "activate"), *(Step(0, "resumeAccount", {"id": name}) for name in self._plan.accounts)):
             await self._clients.act(step)
-        deadline = trio.current_time() + CALM_S_MAX
-        while trio.current_time() < deadline and self._unfinished():
-            await trio.sleep(20)
+        await self._until_nothing_waits(LIMITED_S)
+        for fields in self._plan.accounts.values():
+            await self._clients.act(Step(0, "addAccount", fields | NO_LIMITS))
+        await self._until_nothing_waits(CALM_S_MAX)
         await self._stop(life, "stop")
 
+    async def _until_nothing_waits(self, patience_s: float) -> None:
+        deadline = trio.current_time() + patience_s
+        while trio.current_time() < deadline and self._unfinished():
+            await trio.sleep(10)
+
     def _unfinished(self) -> bool:
-        states = self.eye().states()
-        return not self._upstream.empty or bool(states.get("waiting", 0) + states.get("in_flight", 0))
+        """Whether mail waits, a batch is not confirmed, or a result is not told."""
+        eye = self.eye()
+        states = eye.states()
+        return not self._upstream.empty or "waiting" in states or "in_flight" in states or not eye.all_reported()
 
 
 async def _when(event: trio.Event, then: trio.Event) -> None:
