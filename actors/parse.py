@@ -308,6 +308,7 @@ class _Parsing:
         payload = self.payload
         texts = [payload.sender or "", *self.to, *self.cc, *self.bcc, *self.reply_to, payload.subject or ""]
         texts += (payload.message_id or "", payload.return_path or "", payload.account_id or "")
+        texts += [text for _, text in self._comma_lists()]
         if self.headers:
             texts += self.headers
             texts += self.headers.values()
@@ -327,12 +328,19 @@ class _Parsing:
         yield "from", payload.sender or ""
         for field, texts in (("to", self.to), ("cc", self.cc), ("bcc", self.bcc), ("reply_to", self.reply_to)):
             yield from ((f"{field}[{index}]", text) for index, text in enumerate(texts))
+        yield from self._comma_lists()
         yield "subject", payload.subject or ""
         yield from (("headers", name + value) for name, value in self.headers.items())
         yield "message_id", payload.message_id or ""
         yield "return_path", payload.return_path or ""
         yield "account_id", payload.account_id or ""
         yield from _attachment_headers(payload.attachments or ())
+
+    def _comma_lists(self) -> Iterator[tuple[str, str]]:
+        """The lists that came as one string: what stood between their addresses is gone from the addresses."""
+        payload = self.payload
+        fields = (("to", payload.to), ("cc", payload.cc), ("bcc", payload.bcc), ("reply_to", payload.reply_to))
+        return ((field, text) for field, text in fields if isinstance(text, str))
 
     def _account(self, accounts: Container[str]) -> str:
         account_id = self.payload.account_id

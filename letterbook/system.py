@@ -335,7 +335,8 @@ def default_account(config: Config) -> payloads.Account | None:
         host=smtp.host,
         port=smtp.port,
         user=smtp.user,
-        password=smtp.password or None,
+        # A plain string: what hides itself from being printed cannot be encoded and sealed either.
+        password=str(smtp.password) or None,
         use_tls=smtp.use_tls,
         tls=smtp.tls,
     )

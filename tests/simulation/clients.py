@@ -79,4 +79,5 @@ async def _end_with(life: Running, scope: trio.CancelScope) -> None:
 
 def _to_be_repeated(asked: Asked) -> bool:
     """Whether the service said 503: nothing was decided."""
-    return not asked.ok and "ask again" in str((asked.answer or {}).get("error", ""))
+    error = str((asked.answer or {}).get("error", ""))
+    return not asked.ok and any(words in error for words in ("ask again", "disk is full", "is stopping"))

@@ -11,7 +11,7 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from store.files import lock_path, mark_path
 from store.housekeeping import wal_of
@@ -65,6 +65,17 @@ def is_free(database: Path) -> bool:
     return True
 
 
+PAGES_MIN, PAGES_MAX = 1, 1_073_741_823
+
+
+def limit_pages(store: Store, pages: int) -> None:
+    """Let SQLite itself find the disk full, in the middle of whatever transaction needs another page."""
+    work: Any = getattr(store.recorder._turner, "_run")
+    work = getattr(work, "__self__", work)
+    work = getattr(work, "work", work)
+    work._writer.connection.execute(f"pragma max_page_count = {pages}").close()
+
+
 class Tearing:
     """Stands around the writer's turns and lets the life crash in the middle of the n-th."""
 
@@ -74,6 +85,7 @@ class Tearing:
     ) -> None:  # fmt: skip
         self._database = database
         self._run = run
+        self.work = getattr(run, "__self__", None)
         self._left = nth
         self._chance = chance
         self._crash = crash

@@ -36,6 +36,10 @@ class Fault:
     seconds: float = 0
 
 
+class SimulatedBug(Exception):
+    """An error of ours that nobody expects, in the middle of the delivery unit: supervision starts it again."""
+
+
 HEALTHY = "healthy"
 WEATHERS = (HEALTHY, "refused", "dns", "hang", "greeting 421", "greeting 554", "greeting stall", "ehlo 451")
 STALL_S = 3_600
@@ -55,15 +59,23 @@ class Relay:
     """One host. `weather` is what befalls everybody who connects; `calm` ends all faults."""
 
     def __init__(
-        self, host: str, temper: Temper, chance: random.Random, observed: Observed, eye: Callable[[], Eye]
+        self,
+        host: str,
+        temper: Temper,
+        chance: random.Random,
+        observed: Observed,
+        eye: Callable[[], Eye],
+        mail_leaves: Callable[[], None],
     ) -> None:
         self.host = host
         self.chance = chance
         self.weather = HEALTHY
         self.calm = False
+        self.bug = False
         self._temper = temper
         self._observed = observed
         self._eye = eye
+        self._mail_leaves = mail_leaves
         self._mails: dict[Connection, deque[Transaction]] = {}
         self._greylisted: set[str] = set()
 
@@ -76,6 +88,9 @@ class Relay:
     async def arrive(self) -> None:
         self._observed.connects.append((trio.current_time(), self.host))
         await trio.sleep(self._latency())
+        if self.bug:
+            self.bug = False
+            raise SimulatedBug
         match self.weather:
             case "refused":
                 raise ConnectionRefusedError(self.host)
@@ -100,6 +115,7 @@ class Relay:
         found = _MAIL.search(data)
         if found is None:
             return
+        self._mail_leaves()
         sender = found[1].decode()
         made = Transaction(life, self.host, sender, trio.current_time())
         self._observed.transactions.append(made)

@@ -19,12 +19,12 @@ from store.clock import SystemClock
 
 from .chance import seeded_scheduling, stream
 from .clients import Clients
-from .crash import DATABASE, KEY, Tearing, Torn, copy_files, is_free, shut
+from .crash import DATABASE, KEY, PAGES_MAX, PAGES_MIN, Tearing, Torn, copy_files, is_free, limit_pages, shut
 from .eye import Eye
 from .messages import WALL_S
 from .network import LifeNetwork
 from .observed import Followed, Life, Observed
-from .relay import Relay
+from .relay import Relay, SimulatedBug
 from .scenario import LifePlan, Scenario, Step, batch
 from .upstream import Upstream
 
@@ -75,7 +75,7 @@ class _Catcher(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if record.exc_info:
+        if record.exc_info and SimulatedBug.__name__ not in logging.Formatter().formatException(record.exc_info):
             text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
             self._observed.surprise(text)
         else:
@@ -144,12 +144,14 @@ class Run:
         self._living: Living | None = None
         self._eye_at: tuple[Path, Eye] | None = None
         self._relays = {
-            host: Relay(host, temper, stream(plan.seed, host), observed, self.eye)
+            host: Relay(host, temper, stream(plan.seed, host), observed, self.eye, self._mail_leaves)
             for host, temper in plan.tempers.items()
         }
         self._upstream = Upstream(plan.upstream_trouble, stream(plan.seed, "upstream"), observed)
         self._clients = Clients(observed, stream(plan.seed, "clients"), lambda: self._living)
         self._batches = 0
+        self._mails_left = -1
+        self._after_mails: Callable[[], None] = lambda: None
         self._chaos_over = trio.Event()
 
     # Looking at the files
@@ -209,6 +211,12 @@ class Run:
             case "upstream gone" | "upstream back":
                 self._upstream.gone = step.name == "upstream gone"
                 self._observed.tell("upstream", step.name)
+            case "bug":
+                self._relays[step.payload["host"]].bug = True
+            case "disk full" | "disk free":
+                if self._living is not None:
+                    self._observed.tell("disk", step.name)
+                    limit_pages(self._living.system.store, PAGES_MIN if step.name == "disk full" else PAGES_MAX)
             case "offer":
                 self._batches += 1
                 self._upstream.offer(batch(step, self._batches))
@@ -295,13 +303,17 @@ class Run:
                 self.steps.call_after(int(plan.amount), crash if plan.ending == "crash" else end.set)
             elif plan.after == "turns":
                 turner: Any = life.system.store.recorder._turner
-                chance = stream(self._plan.seed, f"tearing of life {life.number}")
+                chance = self._chance_of_end(life)
                 turner._run = Tearing(life.database, turner._run, int(plan.amount), chance, crash).turn
+            elif plan.after == "mails":
+                self._mails_left = int(plan.amount)
+                then = crash if plan.ending == "crash" else end.set
+                self._after_mails = partial(self.steps.call_after, self._chance_of_end(life).randint(0, 150), then)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_when, self._chaos_over, end)
                 await end.wait()
                 nursery.cancel_scope.cancel()
-        self.steps.left = -1
+        self.steps.left = self._mails_left = -1
         if plan.ending == "stop":
             await self._stop(life, "stop")
         elif plan.ending == "stop now":
@@ -310,6 +322,14 @@ class Run:
         else:
             crash()
             await trio.lowlevel.checkpoint()
+
+    def _chance_of_end(self, life: Living) -> random.Random:
+        return stream(self._plan.seed, f"end of life {life.number}")
+
+    def _mail_leaves(self) -> None:
+        self._mails_left -= 1
+        if self._mails_left == 0:
+            self._after_mails()
 
     async def _stop(self, life: Living, how: str) -> None:
         """As the gateway does: no new requests, and those under way have a moment to be answered."""

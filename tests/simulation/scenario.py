@@ -25,10 +25,11 @@ Ending = Literal["crash", "torn commit", "stop", "stop now"]
 
 @dataclass(frozen=True)
 class LifePlan:
-    """How a life ends: at a moment, after so many steps of the scheduler, or in the middle of its n-th turn."""
+    """How a life ends: at a moment, after so many steps of the scheduler, in the middle of its n-th turn, or some steps
+    after its n-th MAIL, while a conversation is under way."""
 
     ending: Ending
-    after: Literal["seconds", "steps", "turns"]
+    after: Literal["seconds", "steps", "turns", "mails"]
     amount: float
     delivery: dict[str, Any]
 
@@ -62,7 +63,7 @@ def scenario(seed: int) -> Scenario:
     accounts = {name: _account(chance, name, list(tempers)) for name in ("anna", "bert", "carl", "dora")[: chance.randint(1, 4)]}
     chaos_s = float(chance.randint(*chance.choice(CHAOS_S)))
     writer = _Writer(chance, chaos_s, list(accounts), list(tempers))
-    steps = [Step(0.0, "addAccount", fields, insists=True) for fields in accounts.values()]
+    steps = [Step(0.5, "addAccount", fields, insists=True) for fields in accounts.values()]
     steps += writer.posts() + writer.commands(accounts) + writer.weather()
     lives = tuple(_life(chance, chaos_s) for _ in range(chance.randint(*LIVES)))
     return Scenario(
@@ -116,6 +117,8 @@ def _life(chance: random.Random, chaos_s: float) -> LifePlan:
     ending: Ending = chance.choice(("crash", "crash", "crash", "torn commit", "torn commit", "stop", "stop now"))
     if ending == "torn commit":
         return LifePlan(ending, "turns", chance.choice((2, 5, 20, 60, 150)) + chance.randint(0, 9), delivery)
+    if chance.random() < 0.5:
+        return LifePlan(ending, "mails", chance.choice((1, 3, 10, 30)) + chance.randint(0, 3), delivery)
     if chance.random() < 0.5:
         return LifePlan(ending, "steps", int(10 ** chance.uniform(2, 4.5)), delivery)
     return LifePlan(ending, "seconds", chance.choice((0.5, 0.5, 1)) * chance.uniform(1, chaos_s), delivery)
@@ -213,9 +216,10 @@ class _Writer:
 
     def commands(self, accounts: dict[str, dict[str, Any]]) -> list[Step]:
         chance = self._chance
-        kinds = (self._delete, self._suspend, self._pause, self._remove, self._change, self._run_now, self._jump)
+        kinds = (self._delete, self._suspend, self._pause, self._remove, self._change, self._run_now, self._jump,
+                 self._disk_full, self._bug)  # fmt: skip
         steps: list[Step] = []
-        for kind in chance.choices(kinds, (5, 2, 2, 2, 2, 2, 1), k=chance.randint(0, 10)):
+        for kind in chance.choices(kinds, (5, 2, 2, 2, 2, 2, 1, 1, 1), k=chance.randint(0, 10)):
             steps += kind(self._moment(), accounts)
         return steps
 
@@ -253,6 +257,13 @@ class _Writer:
 
     def _jump(self, at: float, accounts: Any) -> Iterator[Step]:
         yield Step(at, "jump", {"by_s": self._chance.choice((-3_000, -45, -3, 3, 45, 400))})
+
+    def _disk_full(self, at: float, accounts: Any) -> Iterator[Step]:
+        yield Step(at, "disk full")
+        yield Step(at + self._chance.choice((0.5, 5, 60)), "disk free")
+
+    def _bug(self, at: float, accounts: Any) -> Iterator[Step]:
+        yield Step(at, "bug", {"host": self._chance.choice(self._hosts)})
 
     # Weather
 
