@@ -25,6 +25,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -212,7 +213,7 @@ class SenderPool:
         self._close(plan.close)
         for place in plan.connect:
             self._scopes[place] = trio.CancelScope()
-            senders.start_soon(self._serve, place, senders)
+            senders.start_soon(self._serve, place)
         if plan.wake_us is None:
             return math.inf
         return trio.current_time() + max(plan.wake_us - now_us, 0) / MICROSECONDS
@@ -234,7 +235,7 @@ class SenderPool:
 
     # A sender
 
-    async def _serve(self, place: Place, senders: trio.Nursery) -> None:
+    async def _serve(self, place: Place) -> None:
         """A connection's life. Its scope is cancelled only while it carries no mail."""
         connection: Connection | None = None
         account = self._books.account(place.account)
@@ -243,7 +244,7 @@ class SenderPool:
                 with self._scopes[place]:
                     connection = await self._open(place, account)
             if account is not None and connection is not None:
-                connection = await self._carry(place, account, connection, senders)
+                connection = await self._carry(place, account, connection)
             place.leaving = True
             if connection is not None:
                 await connection.aclose()
@@ -291,9 +292,7 @@ class SenderPool:
         )
         return await connect(self._network, relay)
 
-    async def _carry(
-        self, place: Place, account: AccountRow, connection: Connection, senders: trio.Nursery
-    ) -> Connection | None:
+    async def _carry(self, place: Place, account: AccountRow, connection: Connection) -> Connection | None:
         """Carry mail until the connection ends, has carried enough, idles too long, or its place is wanted."""
         carried = 0
         while connection.ready and not place.leaving and not self._stopping:
@@ -304,7 +303,7 @@ class SenderPool:
             if candidate is None:
                 break
             place.phase = "busy"
-            kept = await self._attempt(account, connection, candidate, senders)
+            kept = await self._attempt(account, connection, candidate)
             if kept is None:
                 return None
             connection = kept
@@ -327,9 +326,7 @@ class SenderPool:
 
     # An attempt
 
-    async def _attempt(
-        self, account: AccountRow, connection: Connection, candidate: Candidate, senders: trio.Nursery
-    ) -> Connection | None:
+    async def _attempt(self, account: AccountRow, connection: Connection, candidate: Candidate) -> Connection | None:
         """One attempt; the connection that may carry the next mail, or None."""
         begun = await self._start(candidate)
         if begun is None:
@@ -343,7 +340,7 @@ class SenderPool:
         finally:
             # However the conversation was left, its end is recorded.
             came = _interrupted(holder[0]) if came is None else came
-            senders.start_soon(self._end, account, candidate, attempt, started, came, from_us)
+            self._end(account, candidate, attempt, started, came, from_us)
         return holder[0] if holder[0].ready else None
 
     async def _start(self, candidate: Candidate) -> tuple[int, Started] | None:
@@ -403,7 +400,7 @@ class SenderPool:
         domain = self._policy.message_id_domain or (address.domain if address else self._policy.ehlo_name)
         return f"<{started.row.number}.{salt[:8].hex()}@{domain}>"
 
-    async def _end(
+    def _end(
         self,
         account: AccountRow,
         candidate: Candidate,
@@ -438,11 +435,7 @@ class SenderPool:
         drafts = [Draft(fact, message=candidate.number, account=candidate.account)]
         drafts += [Draft(each, account=account.number) for each in (about_relay,) if each]
         beside = {0: Replies(came.replies)} if came.replies else None
-        try:
-            with trio.CancelScope(shield=True):
-                await self._store.record(drafts, beside=beside, urgent=True)
-        except NotRecorded:
-            logger.error("the end of an attempt at message %s is not in the log: it will be in doubt", candidate.number)
+        self._store.post(drafts, partial(_lost, candidate.number), beside=beside)
 
     # Relays
 
@@ -496,6 +489,10 @@ class SenderPool:
             await self._store.record((Draft(fact, account=account.number),), urgent=True)
         except NotRecorded:
             logger.warning("the state of relay %s:%s is not in the log now", account.host, account.port)
+
+
+def _lost(number: int, reason: str) -> None:
+    logger.error("the end of an attempt at message %s is not in the log (%s): it will be in doubt", number, reason)
 
 
 def _interrupted(connection: Connection) -> _Came:

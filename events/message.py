@@ -11,8 +11,8 @@ Resolution = Literal["resend", "sent", "error"]
 class MessageAccepted(Fact):
     """A message was taken: from here on it is ours to deliver or to explain.
 
-    `recipients` are digests, one for each place in the envelope: HMAC of (id, canonical address).
-    `expires_us` is the moment at which it is given up if it still waits; `letter` is an HMAC of its content.
+    `recipients` are digests, one for each place in the envelope: a MAC of (id, canonical address).
+    `expires_us` is the moment at which it is given up if it still waits; `letter` is a MAC of its content.
     """
 
     id: str

@@ -29,7 +29,7 @@ from .erasing import erase_step
 from .files import MarkKeeper, WrongKey, hold_lock, read_mark, read_or_make_key
 from .following import Follower, Hub
 from .housekeeping import MB, Housekeeper, Relief
-from .recorder import InlineTurner, NotRecorded, Recorder, ThreadTurner, Turner
+from .recorder import InlineTurner, Lost, NotRecorded, Recorder, ThreadTurner, Turner
 from .recovery import Decision, decide
 from .replay import rebuild
 from .schema import VIEW_VERSIONS, migrate
@@ -139,6 +139,10 @@ class Store:
     def lag(self) -> int:
         """How many facts the slowest follower is behind."""
         return self._hub.lag()
+
+    def post(self, drafts: Sequence[Draft], lost: Lost, *, beside: Mapping[int, Beside] | None = None) -> None:
+        """See `Recorder.post`."""
+        self.recorder.post(drafts, lost, beside=beside)
 
     async def record(
         self,

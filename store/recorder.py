@@ -143,13 +143,18 @@ class ThreadTurner:
         self._thread.join()
 
 
+Lost = Callable[[str], None]
+"""Told why what was posted will not be in the log."""
+
+
 class _Asked(Struct, eq=False):
-    """A request that waits, and the task that waits for it."""
+    """A request that waits, and the task that waits for it, or else who is told when it is lost."""
 
     request: Request
     facts: int
     size: int
-    task: trio.lowlevel.Task
+    task: trio.lowlevel.Task | None
+    lost: Lost | None = None
     recorded: Recorded | None = None
     reason: str = STOPPING
 
@@ -160,12 +165,20 @@ class _Asked(Struct, eq=False):
     def answer(self, recorded: Recorded | None, reason: str = STOPPING) -> None:
         self.recorded = recorded
         self.reason = reason
-        trio.lowlevel.reschedule(self.task)
+        if self.task:
+            trio.lowlevel.reschedule(self.task)
+        elif recorded is None and self.lost:
+            self.lost(reason)
 
 
 def _never(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
     """Nobody stops waiting for an answer: it always comes, and the facts may be in the log already."""
     return trio.lowlevel.Abort.FAILED
+
+
+def _asked(request: Request, task: trio.lowlevel.Task | None, lost: Lost | None = None) -> _Asked:
+    size = sum([each.size for each in request.beside.values()]) if request.beside else 0
+    return _Asked(request, len(request.drafts), size, task, lost)
 
 
 _NOTHING_BESIDE: Mapping[int, Beside] = MappingProxyType({})
@@ -209,18 +222,31 @@ class Recorder:
         `beside` is what stands beside the drafts, by position. With `whole` either all are recorded or none is.
         `urgent` requests go before others. Raises NotRecorded.
         """
-        size = sum([each.size for each in beside.values()]) if beside else 0
-        request = Request(drafts, beside or _NOTHING_BESIDE, whole)
-        asked = _Asked(request, len(drafts), size, trio.lowlevel.current_task())
-        if self._closed.is_set() or (self.trouble and not asked.is_end):
+        asked = _asked(Request(drafts, beside or _NOTHING_BESIDE, whole), trio.lowlevel.current_task())
+        if refusal := self._queue(asked, urgent):
             await trio.lowlevel.checkpoint()
-            raise NotRecorded(STOPPING if self._closed.is_set() else self.trouble)
-        (self._urgent if urgent else self._queued).append(asked)
-        self._bell.set()
+            raise NotRecorded(refusal)
         await trio.lowlevel.wait_task_rescheduled(_never)
         if asked.recorded is None:
             raise NotRecorded(asked.reason)
         return asked.recorded
+
+    def post(self, drafts: Sequence[Draft], lost: Lost, *, beside: Mapping[int, Beside] | None = None) -> None:
+        """Record facts as urgent ones without waiting for them: they are written in the order in which they came, so
+        before whatever is recorded as urgent from here on."""
+        asked = _asked(Request(drafts, beside or _NOTHING_BESIDE), None, lost)
+        if refusal := self._queue(asked, urgent=True):
+            lost(refusal)
+
+    def _queue(self, asked: _Asked, urgent: bool) -> str | None:
+        """Put a request before the writer, or say why it cannot be."""
+        if self._closed.is_set():
+            return STOPPING
+        if self.trouble and not asked.is_end:
+            return self.trouble
+        (self._urgent if urgent else self._queued).append(asked)
+        self._bell.set()
+        return None
 
     async def run(self) -> None:
         """Take turns until `close` has emptied the queues. Raises TurnError where one cannot go on."""

@@ -1,12 +1,12 @@
-"""What only the key file's owner may read or link: sealing (AES-GCM) and digests (HMAC-SHA256), each under a key
-of its own derived from the file's (HKDF, RFC 5869).
+"""What only the key file's owner may read or link: sealing (AES-GCM) and digests (keyed BLAKE2b, RFC 7693), each under
+a key of its own derived from the file's (HKDF, RFC 5869).
 
 A digest is cut to 96 bits, which is 16 characters: enough that no two recipients of a log ever meet.
 """
 
-import hmac
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from hashlib import blake2b
 
 import msgspec
 from cryptography.hazmat.primitives import hashes
@@ -60,4 +60,4 @@ def _derive(key: bytes, purpose: bytes) -> bytes:
 
 
 def _digest(key: bytes, data: bytes) -> str:
-    return urlsafe_b64encode(hmac.digest(key, data, "sha256")[:DIGEST_BYTES]).decode()
+    return urlsafe_b64encode(blake2b(data, key=key, digest_size=DIGEST_BYTES).digest()).decode()

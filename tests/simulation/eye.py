@@ -25,6 +25,11 @@ class Seen(NamedTuple):
 _MESSAGE = "select number, state, attempt, revision from messages where number = (select number from ids where id = ?)"
 _STARTED = "select 1 from log where seq = ? and kind = 'AttemptStarted' and message = ?"
 _LETTER = "select content from letters where letter = ? and length(content) > 0"
+_NEXT = (
+    "select id from messages where state = 'waiting' and account ="
+    " (select account from messages where number = (select number from ids where id = ?))"
+    " order by priority, due_us, number limit 1"
+)
 _UNREPORTED = "select 1 from results where seq > coalesce((select seq from cursors where name = 'reported'), 0)"
 _LOG = "select seq, at_us, kind, version, message, account, data from log where seq > ? order by seq"
 
@@ -48,6 +53,11 @@ class Eye:
         letter = self.connection.execute(_LETTER, (revision,)).fetchone()
         subject = msgspec.json.decode(letter[0], type=Letter).subject if letter else None
         return Seen(number, state, attempt, revision, started, subject)
+
+    def beside(self, message_id: str) -> str | None:
+        """The message that goes next of those that wait behind this one."""
+        found = self.connection.execute(_NEXT, (message_id,)).fetchone()
+        return found[0] if found else None
 
     def last_seq(self) -> int:
         return int(self.connection.execute("select coalesce(max(seq), 0) from log").fetchone()[0])

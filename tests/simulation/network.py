@@ -4,6 +4,7 @@ A connection belongs to the life of the service that opened it. When that life c
 was sent before arrives, and nothing after.
 """
 
+import math
 import random
 import ssl
 from collections.abc import Callable
@@ -73,12 +74,15 @@ class Connection:
         self._chance = chance
         self.up = Pipe(self.cut, cut_up)
         self.down = Pipe(self.cut, cut_down)
+        self.closed_at = math.inf
 
     def cut(self) -> None:
+        self.closed_at = min(self.closed_at, trio.current_time())
         self.up.close()
         self.down.close(lose=self._chance.random() < 0.5)
 
     def close(self) -> None:
+        self.closed_at = min(self.closed_at, trio.current_time())
         self.up.close()
         self.down.close()
 

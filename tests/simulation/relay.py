@@ -65,7 +65,7 @@ class Relay:
         chance: random.Random,
         observed: Observed,
         eye: Callable[[], Eye],
-        mail_leaves: Callable[[], None],
+        mail_leaves: Callable[[str], None],
     ) -> None:
         self.host = host
         self.chance = chance
@@ -115,8 +115,8 @@ class Relay:
         found = _MAIL.search(data)
         if found is None:
             return
-        self._mail_leaves()
         sender = found[1].decode()
+        self._mail_leaves(sender.partition("@")[0])
         made = Transaction(life, self.host, sender, trio.current_time())
         self._observed.transactions.append(made)
         self._mails.setdefault(connection, deque()).append(made)
@@ -211,7 +211,8 @@ class _Session:
 
     def over(self) -> None:
         if self._mail is not None:
-            self._mail.over_at = trio.current_time()
+            # What a relay does once the connection is gone, nobody waits for.
+            self._mail.over_at = min(trio.current_time(), self._connection.closed_at)
             self._mail = None
 
     async def _line(self) -> bytes:

@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from letterbook.config_keys import Delivery, Fetch, Server, Smtp, Storage
 from letterbook.system import Stop, System, World, running
 from store import following
 from store.clock import SystemClock
+from tests.checkers.facts import contents
 
 from .chance import seeded_scheduling, stream
 from .clients import Clients
@@ -25,7 +27,7 @@ from .messages import WALL_S
 from .network import LifeNetwork
 from .observed import Followed, Life, Observed
 from .relay import Relay, SimulatedBug
-from .scenario import LifePlan, Scenario, Step, batch
+from .scenario import LifePlan, Reflex, Scenario, Step, batch
 from .upstream import Upstream
 
 CALM_S_MAX = 2 * 3_600.0
@@ -37,6 +39,9 @@ LIMITED_S = 400.0
 LIFE_S_MAX = 900.0
 UNWIND_S_MAX = 60.0
 DRAIN_S = 20.0
+
+LATER_VERSIONS = 1_000
+"""Contents that are made while a run goes on are numbered from here."""
 
 NO_LIMITS = {"limit_per_minute": None, "limit_per_hour": None, "limit_per_day": None}
 CALM_DELIVERY: dict[str, Any] = {"retry_delays": (2.0,), "max_retries": 20, "send_interval_seconds": 3_600.0}
@@ -150,7 +155,9 @@ class Run:
         self._upstream = Upstream(plan.upstream_trouble, stream(plan.seed, "upstream"), observed)
         self._clients = Clients(observed, stream(plan.seed, "clients"), lambda: self._living)
         self._batches = 0
+        self._mails = 0
         self._mails_left = -1
+        self._around: trio.Nursery
         self._after_mails: Callable[[], None] = lambda: None
         self._chaos_over = trio.Event()
 
@@ -174,6 +181,7 @@ class Run:
 
     async def main(self) -> None:
         async with trio.open_nursery() as around:
+            self._around = around
             around.start_soon(self._act, around)
             await self._lives(around)
             self._observed.log = self.eye().log()
@@ -326,10 +334,41 @@ class Run:
     def _chance_of_end(self, life: Living) -> random.Random:
         return stream(self._plan.seed, f"end of life {life.number}")
 
-    def _mail_leaves(self) -> None:
+    def _mail_leaves(self, message_id: str) -> None:
+        self._mails += 1
         self._mails_left -= 1
         if self._mails_left == 0:
             self._after_mails()
+        for reflex in self._plan.reflexes:
+            if reflex.nth_mail == self._mails and not self._chaos_over.is_set():
+                self._around.start_soon(self._react, reflex, message_id)
+
+    async def _react(self, reflex: Reflex, message_id: str) -> None:
+        for _ in range(reflex.turns):
+            await trio.lowlevel.checkpoint()
+        given = {message.id: message for message in contents(self._observed).values()}
+        about = given[message_id]
+        match reflex.deed:
+            case "suspend":
+                await self._do(Step(0, "suspend"))
+                await trio.sleep(5)
+                await self._do(Step(0, "activate", insists=True))
+            case "pause":
+                await self._do(Step(0, "pauseAccount", {"id": about.account}))
+                await trio.sleep(5)
+                await self._do(Step(0, "resumeAccount", {"id": about.account}, insists=True))
+            case "remove":
+                await self._do(Step(0, "deleteAccount", {"id": about.account}))
+                await self._do(Step(0, "addAccount", self._plan.accounts[about.account], insists=True))
+            case deed:
+                found = message_id if deed.endswith("this") else self.eye().beside(message_id)
+                if found is None:
+                    return
+                if deed.startswith("delete"):
+                    await self._do(Step(0, "deleteMessages", {"ids": [found]}))
+                else:
+                    revised = replace(given[found], version=given[found].version + LATER_VERSIONS)
+                    await self._do(Step(0, "addMessages", messages=(revised,)))
 
     async def _stop(self, life: Living, how: str) -> None:
         """As the gateway does: no new requests, and those under way have a moment to be answered."""

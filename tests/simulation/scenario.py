@@ -7,7 +7,7 @@ and how each life of the service ends. What happens within a conversation is dra
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .chance import stream
 from .observed import Message, Offered
@@ -45,6 +45,19 @@ class Step:
     insists: bool = False
 
 
+Deed = Literal["suspend", "pause", "remove", "revise next", "delete next", "delete this", "revise this"]
+
+
+@dataclass(frozen=True)
+class Reflex:
+    """What somebody does just after the n-th MAIL has left, some turns of the scheduler later: so a command falls among
+    the few steps in which the next attempt is granted, recorded and begun."""
+
+    nth_mail: int
+    turns: int
+    deed: Deed
+
+
 @dataclass(frozen=True)
 class Scenario:
     seed: int
@@ -52,6 +65,7 @@ class Scenario:
     accounts: dict[str, dict[str, Any]]
     lives: tuple[LifePlan, ...]
     steps: tuple[Step, ...]
+    reflexes: tuple[Reflex, ...]
     upstream_trouble: float
     chaos_s: float
 
@@ -67,8 +81,19 @@ def scenario(seed: int) -> Scenario:
     steps += writer.posts() + writer.commands(accounts) + writer.weather()
     lives = tuple(_life(chance, chaos_s) for _ in range(chance.randint(*LIVES)))
     return Scenario(
-        seed, tempers, accounts, lives, tuple(sorted(steps, key=lambda step: step.at)), chance.choice((0, 0, 0.1, 0.4)), chaos_s
+        seed=seed,
+        tempers=tempers,
+        accounts=accounts,
+        lives=lives,
+        steps=tuple(sorted(steps, key=lambda step: step.at)),
+        reflexes=tuple(_reflex(chance) for _ in range(chance.choice((0, 3, 12)))),
+        upstream_trouble=chance.choice((0, 0, 0.1, 0.4)),
+        chaos_s=chaos_s,
     )
+
+
+def _reflex(chance: random.Random) -> Reflex:
+    return Reflex(chance.randint(1, 80), chance.randint(0, 40), chance.choice(get_args(Deed)))
 
 
 def _temper(chance: random.Random, storm: float) -> Temper:

@@ -125,6 +125,21 @@ async def test_what_gathers_while_a_turn_runs_is_one_turn_the_urgent_first():
         assert len(told) == 4
 
 
+async def test_what_is_posted_is_written_before_what_is_recorded_as_urgent_after_it():
+    async with world(Gate) as it, trio.open_nursery() as nursery:
+        lost: list = []
+        it.recorder._turner.opened.set()
+        number = (await it.record(accepted("a"), urgent=True)).answers[0].seq
+        attempt = (await it.record(start(number), urgent=True)).answers[0].seq
+        it.recorder.post([end(number, attempt, "done", "delivered")], lost.append)
+        nursery.start_soon(lambda: it.outcome([], Draft(DispatchSuspended()), urgent=True))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [entry.kind for entry in it.published][-2:] == ["AttemptEnded", "DispatchSuspended"]
+        await it.recorder.close(trio.current_time() + 1)
+        it.recorder.post([end(number, attempt, "done", "delivered")], lost.append)
+        assert lost == ["the service is stopping"]
+
+
 @both
 async def test_many_at_once_get_each_its_own_answer(make):
     async with world(make) as it:
@@ -316,9 +331,9 @@ async def test_ends_that_find_no_room_are_given_up_at_the_deadline(autojump_cloc
             nursery.start_soon(it.outcome, told, end(number, attempt, "done", "delivered"))
             await trio.sleep(2)
             began = trio.current_time()
-            assert await it.recorder.close(began + 3) == 1
-            assert trio.current_time() == began + 3
-        assert trio.current_time() == began + 3
+            assert await it.recorder.close(began + 2.5) == 1
+            assert trio.current_time() == began + 2.5
+        assert trio.current_time() == began + 2.5
     assert told == ["the service is stopping"]
 
 
