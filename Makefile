@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG ?= config.ini
 PYTEST_ARGS ?=
+# Processes that the test suite is spread over, a test file to each.
+WORKERS ?= 2
 # How many random seeds the simulation tries.
 test: SEEDS ?= 20
 sim: SEEDS ?= 200
@@ -22,7 +24,7 @@ run: $(STAMP) ## the service itself, by CONFIG=config.ini
 	$(BIN)/letterbook serve --config $(CONFIG)
 
 test: $(STAMP) ## the whole test suite (SEEDS=n, PYTEST_ARGS=..)
-	SEEDS=$(SEEDS) $(BIN)/pytest $(PYTEST_ARGS)
+	SEEDS=$(SEEDS) $(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(STAMP) ## ruff, types, and the rules of the house
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from .processes import Cpu, Service, service, sink
 BODY = "x" * 70 + "\n"
 BODY_BYTES = 1_000
 ACCOUNTS = 4
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 600.0
 
 

@@ -39,6 +39,7 @@ import re
 from base64 import b64encode
 from binascii import b2a_qp
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from time import gmtime, strftime
 from types import MappingProxyType
@@ -132,7 +133,7 @@ def _headers(letter: Letter, message_id: str, date_us: int) -> str:
         _addresses("Cc", letter.cc) if letter.cc else "",
         _addresses("Reply-To", letter.reply_to) if letter.reply_to and "reply-to" not in custom else "",
         _text("Subject", letter.subject),
-        "" if "date" in custom else f"Date: {_date(date_us)}\r\n",
+        "" if "date" in custom else f"Date: {_date(date_us // MICROSECONDS)}\r\n",
         "" if "message-id" in custom else _id("Message-ID", message_id),
         *custom.values(),
         "MIME-Version: 1.0\r\n",
@@ -214,9 +215,10 @@ def _id(name: str, value: str) -> str:
     return f"{name}: <{bare}>\r\n"
 
 
-def _date(date_us: int) -> str:
-    """RFC 5322 section 3.3, always in UTC."""
-    at = gmtime(date_us // MICROSECONDS)
+@lru_cache(maxsize=64)
+def _date(second: int) -> str:
+    """RFC 5322 section 3.3, always in UTC; a batch's letters have few different seconds between them."""
+    at = gmtime(second)
     # The names are ours, since strftime's own are in the language of the machine.
     return strftime(f"{_DAYS[at.tm_wday]}, %d {_MONTHS[at.tm_mon - 1]} %Y %H:%M:%S +0000", at)
 
