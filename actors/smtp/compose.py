@@ -395,8 +395,11 @@ def _content_type(part: Attachment) -> str:
 
 
 def _parameter(name: str, value: str) -> str:
-    """A parameter on lines of its own: quoted where ASCII will do, else by RFC 2231, in sections where it is long."""
-    if value.isascii() and len(value) <= PARAMETER_CHARACTERS_MAX:
+    """A parameter on lines of its own: quoted where ASCII will do, else by RFC 2231, in sections where it is long.
+
+    What looks like an encoded word is not left as it is: many readers decode those even in quotes.
+    """
+    if value.isascii() and "=?" not in value and len(value) <= PARAMETER_CHARACTERS_MAX:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f';\r\n {name}="{escaped}"'
     encoded = [_percent(octet) for octet in value.encode("utf-8", "replace")]

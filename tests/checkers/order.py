@@ -1,7 +1,8 @@
 """Within an account that has one connection, mail goes by priority, then due moment, then number.
 
-What waited, due, when the connection became free goes before what is behind it in that order. Runs in which somebody
-moved the clock are left out, for then a stamp does not say what was due.
+What waited, due, when an attempt began goes at the next attempt, before what is behind it in that order: the next
+grant comes only when the connection is free again. (It may come before the end is on disk, so ends say nothing here.)
+Runs in which somebody moved the clock are left out, for then a stamp does not say what was due.
 """
 
 from collections import defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from events.account import AccountSaved
-from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
+from events.attempt import AttemptStarted
 from events.lifecycle import Refusal
 from events.message import MessageAccepted, MessageRevised
 from events.service import ServiceStarted
@@ -31,7 +32,7 @@ def check(observed: Observed) -> Iterator[str]:
     single = _single(observed)
     waiting: dict[int, dict[int, _Waiting]] = defaultdict(dict)
     priority: dict[int, int] = {}
-    free: dict[int, tuple[int, int]] = {}
+    before: dict[int, tuple[int, int]] = {}
     started = (0, 0)
     after = {entry.seq: state for _, _, state, entry in moves(observed.log)}
     for entry in observed.log:
@@ -40,9 +41,8 @@ def check(observed: Observed) -> Iterator[str]:
             case ServiceStarted():
                 started = (entry.seq, entry.at_us)
             case AttemptStarted() if account in single:
-                yield from _overtaken(entry.seq, waiting[account], number, max(free.get(account, (0, 0)), started))
-            case AttemptEnded() | AttemptInterrupted():
-                free[account] = (entry.seq, entry.at_us)
+                yield from _overtaken(entry.seq, waiting[account], number, max(before.get(account, (0, 0)), started))
+                before[account] = (entry.seq, entry.at_us)
         state = after.get(entry.seq)
         if state is None or isinstance(state, Refusal):
             continue
@@ -64,9 +64,9 @@ def _single(observed: Observed) -> set[int]:
     return {account for account, counts in saved.items() if account and counts == [1]}
 
 
-def _overtaken(seq: int, waiting: dict[int, _Waiting], number: int, free: tuple[int, int]) -> Iterator[str]:
+def _overtaken(seq: int, waiting: dict[int, _Waiting], number: int, before: tuple[int, int]) -> Iterator[str]:
     mine = waiting[number]
     for other in waiting.values():
-        if other.since_seq < free[0] and other.due_us < free[1] and other[:3] < mine[:3]:
+        if other.since_seq < before[0] and other.due_us < before[1] and other[:3] < mine[:3]:
             yield f"attempt {seq} is for message {number} {mine}, and {other} waited before it"
             return

@@ -18,6 +18,8 @@ from store.housekeeping import wal_of
 from store.opening import Store
 from store.writer import Request, TurnResult
 
+from .machine import SlowTurner
+
 DATABASE = "log.db"
 KEY = "log.key"
 
@@ -68,10 +70,10 @@ def is_free(database: Path) -> bool:
 PAGES_MIN, PAGES_MAX = 1, 1_073_741_823
 
 
-def limit_pages(store: Store, pages: int) -> None:
+def limit_pages(turner: SlowTurner, pages: int) -> None:
     """Let SQLite itself find the disk full, in the middle of whatever transaction needs another page."""
-    work: Any = getattr(store.recorder._turner, "_run")
-    work = getattr(work, "__self__", work)
+    run: Any = turner.run
+    work: Any = run.__self__
     work = getattr(work, "work", work)
     work._writer.connection.execute(f"pragma max_page_count = {pages}").close()
 
@@ -85,7 +87,7 @@ class Tearing:
     ) -> None:  # fmt: skip
         self._database = database
         self._run = run
-        self.work = getattr(run, "__self__", None)
+        self.work: Any = run.__self__  # type: ignore[attr-defined]  # the turn is a method
         self._left = nth
         self._chance = chance
         self._crash = crash

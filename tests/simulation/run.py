@@ -23,6 +23,7 @@ from .chance import seeded_scheduling, stream
 from .clients import Clients
 from .crash import DATABASE, KEY, PAGES_MAX, PAGES_MIN, Tearing, Torn, copy_files, is_free, limit_pages, shut
 from .eye import Eye
+from .machine import SlowTurner, slow_down
 from .messages import WALL_S
 from .network import LifeNetwork
 from .observed import Followed, Life, Observed
@@ -131,6 +132,7 @@ class Living:
         self.how = ""
         self.left: Path | None = None
         self.system: System
+        self.turner: SlowTurner
 
     def last_seq(self) -> int:
         return self.system.store.last_seq
@@ -224,7 +226,7 @@ class Run:
             case "disk full" | "disk free":
                 if self._living is not None:
                     self._observed.tell("disk", step.name)
-                    limit_pages(self._living.system.store, PAGES_MIN if step.name == "disk full" else PAGES_MAX)
+                    limit_pages(self._living.turner, PAGES_MIN if step.name == "disk full" else PAGES_MAX)
             case "offer":
                 self._batches += 1
                 self._upstream.offer(batch(step, self._batches))
@@ -281,6 +283,7 @@ class Run:
             world = self._world(life.number, life.network, client)
             async with running(config, world, life.stop) as system, trio.open_nursery() as nursery:
                 life.system = system
+                life.turner = slow_down(system.store, stream(self._plan.seed, f"machine of life {life.number}"))
                 self._look_at(life.database)
                 seen.first_seq = self.eye().last_seq()
                 await nursery.start(system.door.watch.run)
@@ -310,9 +313,8 @@ class Run:
             if plan.after == "steps":
                 self.steps.call_after(int(plan.amount), crash if plan.ending == "crash" else end.set)
             elif plan.after == "turns":
-                turner: Any = life.system.store.recorder._turner
-                chance = self._chance_of_end(life)
-                turner._run = Tearing(life.database, turner._run, int(plan.amount), chance, crash).turn
+                tearing = Tearing(life.database, life.turner.run, int(plan.amount), self._chance_of_end(life), crash)
+                life.turner.run = tearing.turn
             elif plan.after == "mails":
                 self._mails_left = int(plan.amount)
                 then = crash if plan.ending == "crash" else end.set
