@@ -34,8 +34,8 @@ check: $(STAMP) ## ruff, types, and the rules of the house
 bench: $(STAMP) ## measure, and print one line a bench
 	$(BIN)/python -m bench
 
-sim: $(STAMP) ## the simulation alone, over SEEDS=n seeds
-	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation $(PYTEST_ARGS)
+sim: $(STAMP) ## the simulation alone, over SEEDS=n seeds; SEED=n runs that one and tells its story
+	SEEDS=$(SEEDS) SEED=$(SEED) $(BIN)/pytest tests/simulation $(if $(SEED),-s -v) $(PYTEST_ARGS)
 
 clean: ## remove .venv and what builds and tools left
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

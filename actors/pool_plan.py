@@ -90,7 +90,8 @@ class PoolPlan:
 
     def __init__(self, connections_max: int) -> None:
         self._connections_max = connections_max
-        self._places: set[Place] = set()
+        # In the order in which they were made: places are compared by identity, and the same seed is the same run.
+        self._places: dict[Place, None] = {}
         self._answered: set[str] = set()
         self._crowded_until_us: dict[str, int] = {}
         self._starving: dict[int, int] = {}
@@ -138,7 +139,7 @@ class PoolPlan:
 
     def left(self, place: Place) -> None:
         """The connection is gone."""
-        self._places.discard(place)
+        self._places.pop(place, None)
 
     def outdated(self, account: Accounts, relay: Relays) -> list[Place]:
         """Mark as leaving what must not serve again; those without mail are returned, to be closed at once.
@@ -200,7 +201,7 @@ class PoolPlan:
 
     def _reserve(self, row: AccountRow, kind: Kind, now_us: int) -> Place:
         place = Place(row.number, row.relay, shape(row), kind, now_us)
-        self._places.add(place)
+        self._places[place] = None
         return place
 
     def _may_connect(

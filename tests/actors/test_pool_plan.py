@@ -142,7 +142,7 @@ def test_what_waits_at_a_relay_that_went_down_is_given_up_so_that_it_can_be_prob
     busy, *others = given.grow(a1=4)
     busy.phase = "busy"
     making = Place(1, busy.relay, busy.shape, "serving")
-    given.pool._places.add(making)
+    given.pool._places[making] = None
     given.down(1, NOW_US)
     plan = given.plan(a1=1)
     assert set(plan.close) == {*others, making}

@@ -53,11 +53,7 @@ def ids(log: Iterable[Entry]) -> dict[str, int]:
 
 def states(log: Iterable[Entry]) -> dict[int, State]:
     """Every message's state at the end of these facts; a step that does not fit is another checker's business."""
-    found: dict[int, State] = {}
-    for number, _, after, _ in moves(log):
-        if not isinstance(after, Refusal):
-            found[number] = after
-    return found
+    return {number: after for number, _, after, _ in moves(log) if not isinstance(after, Refusal)}
 
 
 def moves(log: Iterable[Entry]) -> Iterator[tuple[int, State | None, State | Refusal, Entry]]:

@@ -9,7 +9,7 @@ def check(observed: Observed) -> Iterator[str]:
     for followed in observed.followed:
         wanted = list(range(followed.after + 1, followed.after + 1 + len(followed.seqs)))
         if followed.seqs != wanted:
-            wrong = next(index for index, pair in enumerate(zip(followed.seqs, wanted, strict=True)) if pair[0] != pair[1])
-            yield f"in life {followed.life} a follower after {followed.after} was given {followed.seqs[wrong]} as its {wrong + 1}th"
+            at, seq = next((at, seq) for at, seq in enumerate(followed.seqs) if seq != wanted[at])
+            yield f"in life {followed.life} a follower after {followed.after} was given {seq} for {wanted[at]}"
         elif list(observed.log[followed.after : followed.after + len(followed.entries)]) != followed.entries:
             yield f"in life {followed.life} a follower was given other facts than the log holds"

@@ -93,7 +93,11 @@ def _latest_content(observed: Observed) -> Iterator[str]:
         if transaction.id in by_upstream:
             continue
         for asked, later in queued[transaction.id]:
-            if later != version and over[transaction.id, version] < asked.at and asked.answered_at < transaction.mail_at:
+            if (
+                later != version
+                and over[transaction.id, version] < asked.at
+                and asked.answered_at < transaction.mail_at
+            ):
                 yield (
                     f"{transaction.id} version {version} left at {transaction.mail_at:.3f}, and version {later}"
                     f" had taken its place at {asked.answered_at:.3f}"

@@ -46,7 +46,7 @@ def _starts(observed: Observed) -> Iterator[str]:
                 yield f"attempt {entry.seq} started while dispatch was suspended"
             case AttemptStarted() if entry.account in paused:
                 yield f"attempt {entry.seq} started while its account {entry.account} was paused"
-            case (AttemptStarted() | MessageAccepted() | MessageRevised()) if entry.account not in living:
+            case AttemptStarted() | MessageAccepted() | MessageRevised() if entry.account not in living:
                 yield f"{entry.kind} {entry.seq} is for account {entry.account}, which does not live"
 
 
@@ -62,7 +62,9 @@ def _answered(observed: Observed, asked: Asked) -> Iterator[str]:
     """What was answered is in the log by then, or was so already."""
     kind = STOPS[asked.name]
     name = asked.payload.get("id")
-    numbers = {entry.account for entry in observed.log if isinstance(entry.fact, AccountSaved) and entry.fact.id == name}
+    numbers = {
+        entry.account for entry in observed.log if isinstance(entry.fact, AccountSaved) and entry.fact.id == name
+    }
     for entry in observed.log[: asked.seq_after]:
         if isinstance(entry.fact, kind) and (name is None or entry.account in numbers):
             return

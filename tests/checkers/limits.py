@@ -8,6 +8,7 @@ connection was gone, and windows in which somebody set the clock forward.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from events.account import AccountSaved
 from tests.simulation.observed import Observed, Transaction
@@ -74,7 +75,7 @@ def _limit(saved: list[_Saved], field: str, seq: int, at_us: int) -> int | None:
     """The limit in force; the more generous one where it had just been changed."""
     before = [each for each in saved if each.seq < seq]
     in_force = [before[-1]] + [
-        earlier for earlier, later in zip(before, before[1:], strict=False) if at_us - later.at_us < GRANTED_BEFORE_US
+        earlier for earlier, later in pairwise(before) if at_us - later.at_us < GRANTED_BEFORE_US
     ]
     limits = [each.limits[field] for each in in_force]
     return None if None in limits else max(each for each in limits if each is not None)

@@ -67,7 +67,10 @@ class Clients:
         return asked
 
     def _tell(self, asked: Asked) -> None:
-        about = ", ".join(f"{each.id} v{each.version}" for each in asked.messages) or msgspec.json.encode(asked.payload).decode()
+        about = (
+            ", ".join(f"{each.id} v{each.version}" for each in asked.messages)
+            or msgspec.json.encode(asked.payload).decode()
+        )
         answer = "no answer" if asked.answer is None else msgspec.json.encode(asked.answer).decode()
         self._observed.tell("client", f"{asked.name} {about} (asked at {asked.at:.3f}) -> {answer}")
 

@@ -310,7 +310,11 @@ class _Session:
             return
         content = await self._content()
         fault = self._relay.fault("final")
-        if fault is None or fault.kind == "slow" or (fault.kind in ("stall", "drop") and self._relay.chance.random() < 0.5):
+        if (
+            fault is None
+            or fault.kind == "slow"
+            or (fault.kind in ("stall", "drop") and self._relay.chance.random() < 0.5)
+        ):
             await self._take(content, fault)
         else:
             await self._say("", fault)

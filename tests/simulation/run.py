@@ -34,7 +34,7 @@ from .upstream import Upstream
 CALM_S_MAX = 2 * 3_600.0
 """Longer than any retry and any back-off of these scenarios can keep a message."""
 
-LIMITED_S = 400.0
+LIMITED_S = 200.0
 """After so much calm the accounts' limits are lifted: what an hour's limit holds back would only take time."""
 
 LIFE_S_MAX = 900.0
@@ -187,9 +187,9 @@ class Run:
             around.start_soon(self._act, around)
             await self._lives(around)
             self._observed.log = self.eye().log()
-            (self._observed.hash,) = self.eye().connection.execute(
-                "select hex(hash) from commits order by last_seq desc limit 1"
-            ).fetchone()
+            (self._observed.hash,) = (
+                self.eye().connection.execute("select hex(hash) from commits order by last_seq desc limit 1").fetchone()
+            )
             self._close_eye()
             around.cancel_scope.cancel()
 
@@ -254,14 +254,21 @@ class Run:
         return int((WALL_S + self._skew_s + trio.current_time()) * 1e9)
 
     async def _live(
-        self, around: trio.Nursery, number: int, database: Path, plan: LifePlan, live: Callable[[Living], Awaitable[None]]
+        self,
+        around: trio.Nursery,
+        number: int,
+        database: Path,
+        plan: LifePlan,
+        live: Callable[[Living], Awaitable[None]],
     ) -> Path:
         """One life, to its end; the files that the next one finds."""
         seen = Life(number, trio.current_time())
         self._observed.lives.append(seen)
         network = LifeNetwork(around, self._relays, number)  # type: ignore[arg-type]
         life = Living(number, database, network, Stop())
-        self._observed.tell("operator", f"starts life {number}: {plan.ending} after {plan.amount:g} {plan.after}, {plan.delivery}")
+        self._observed.tell(
+            "operator", f"starts life {number}: {plan.ending} after {plan.amount:g} {plan.after}, {plan.delivery}"
+        )
         with life.scope:
             await self._serve(life, plan, live, seen)
         self._living = None
@@ -275,9 +282,7 @@ class Run:
         self._checkpoint(self._observed, self.eye())
         return left
 
-    async def _serve(
-        self, life: Living, plan: LifePlan, live: Callable[[Living], Awaitable[None]], seen: Life
-    ) -> None:
+    async def _serve(self, life: Living, plan: LifePlan, live: Callable[[Living], Awaitable[None]], seen: Life) -> None:
         config = _config(life.database, plan)
         async with self._upstream.client(life.number) as client:
             world = self._world(life.number, life.network, client)
