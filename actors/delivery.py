@@ -59,12 +59,14 @@ class Delivery:
         batch_size: int = 1,
         longest_sleep_s: float = 5.0,
         disk_low: Callable[[], bool] = lambda: False,
+        expiry: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._policy = policy
         self._chance = chance
         self._longest_sleep_s = longest_sleep_s
         self._disk_low = disk_low
+        self._expiry = expiry
         self._limiter = RateLimiter()
         self._scheduler = Scheduler(batch_size)
         self._demand: dict[int, Wanted] = {}
@@ -182,7 +184,7 @@ class Delivery:
         async with trio.open_nursery() as refills:
             while True:
                 now_us = self._store.clock.now_us()
-                plan = self._scheduler.plan(now_us, self._credit, disk_low=self._disk_low())
+                plan = self._scheduler.plan(now_us, self._credit, disk_low=self._disk_low(), expiry=self._expiry())
                 self.plans += 1
                 self._want(plan)
                 if plan.refills:

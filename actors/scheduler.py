@@ -55,7 +55,7 @@ from events.message import (
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.service import ClockStepped
 from events.waiting import WaitingFor, why_account
-from store.dispatching import QueueRow, UnitState, first_recipients
+from store.dispatching import NEVER_US, QueueRow, UnitState, first_recipients
 from store.views import ACCOUNTS, DISPATCH, RELAYS
 from store.views.accounts import AccountRow, RelayRow
 from store.views.dispatch import ACTIVE, DispatchRow
@@ -86,6 +86,7 @@ class Candidate(Struct, frozen=True):
     revision: int
     recipients: tuple[int, ...]
     more: bool = False
+    expires_us: int = NEVER_US
 
 
 class Wanted(Struct, frozen=True):
@@ -211,6 +212,7 @@ class Scheduler:
         self._barrier: float = math.inf
         self._rest_until_us = 0
         self._disk_low = False
+        self._expiry = True
         self._journal: list[_Insert | _Leave] = []
         self._refilling: list[tuple[int, int]] = []
         self._turn = 0
@@ -303,7 +305,7 @@ class Scheduler:
     ) -> None:
         number = entry.message or entry.seq
         recipients, more = first_recipients(count, reach)
-        item = QueueRow(number, fact.due_us, entry.seq, recipients, more)
+        item = QueueRow(number, fact.due_us, entry.seq, recipients, more, fact.expires_us)
         self._insert(_Insert(entry.seq, entry.account or 0, fact.priority, item))
 
     def _insert(self, insert: _Insert) -> None:
@@ -370,7 +372,8 @@ class Scheduler:
             self._unknown(entry, candidate.account, candidate.priority)
             return
         recipients = tuple(outcome.recipient for outcome in fact.outcomes if outcome.status in RETRIABLE)
-        item = QueueRow(number, fact.due_us or entry.at_us, candidate.revision, recipients)
+        due_us = fact.due_us or entry.at_us
+        item = QueueRow(number, due_us, candidate.revision, recipients, expires_us=candidate.expires_us)
         self._insert(_Insert(entry.seq, candidate.account, candidate.priority, item))
 
     def refilling(self, windows: Iterable[tuple[int, int]]) -> None:
@@ -456,10 +459,14 @@ class Scheduler:
         """Whether a sender of this account that is ready now would be given something."""
         return account in self._hungry
 
-    def plan(self, now_us: int, credit: Callable[[int], int], *, disk_low: bool = False) -> Plan:
-        """What may go now; `credit(account)` is how many connected senders wait. What is offered is out from then."""
+    def plan(
+        self, now_us: int, credit: Callable[[int], int], *, disk_low: bool = False, expiry: bool = True
+    ) -> Plan:
+        """What may go now; `credit(account)` is how many connected senders wait. What is offered is out from then.
+        Without `expiry` the clock is not trusted to say that a message's time is over."""
         self._stirred = False
         self._disk_low = disk_low
+        self._expiry = expiry
         self._hungry.clear()
         self._woken.clear()
         self._barrier = math.inf
@@ -526,7 +533,10 @@ class Scheduler:
                 if due_us > now_us:
                     break
                 if number not in self._out and number not in self._flying:
-                    yield priority, window.items[number]
+                    item = window.items[number]
+                    # What has expired is passed by until retention has ended it; a wrong clock expires nothing.
+                    if item.expires_us > now_us or not self._expiry:
+                        yield priority, item
             else:
                 if not window.complete:
                     # More of this priority waits beyond the window: a lower one must not overtake it.
@@ -559,7 +569,9 @@ class Scheduler:
         known = self._accounts[account]
         before = len(chosen)
         for priority, row in heads:
-            candidate = Candidate(row.number, account, priority, row.revision, row.recipients, row.more)
+            candidate = Candidate(
+                row.number, account, priority, row.revision, row.recipients, row.more, row.expires_us
+            )
             self._out[row.number] = candidate
             chosen.append(candidate)
         known.offered += len(chosen) - before

@@ -62,6 +62,9 @@ MESSAGES_PER_CONNECTION = 1000
 DIED_IDLE_US = 5_000_000
 """A connection that was closed while it idled fails at the next write; what hangs for longer than this is alive."""
 
+NOTE_AGAIN_S = 1.0
+"""As often as the recorder looks whether there is room again."""
+
 IDLE_S_MIN = 1.0
 """With a ttl of 0 a connection would end before it could be given any work, and the next one be opened at once."""
 
@@ -481,14 +484,19 @@ class SenderPool:
             await self._note(fact, account)
 
     async def _note_reached(self, account: AccountRow) -> None:
-        if fact := self._reached(account):
-            await self._note(fact, account)
+        """Until it is in the log: as long as it is not, the scheduler takes the relay for unreachable."""
+        while (fact := self._reached(account)) and not await self._note(fact, account):
+            self._relays.pop(account.relay, None)
+            await trio.sleep(NOTE_AGAIN_S)
 
-    async def _note(self, fact: Fact, account: AccountRow) -> None:
+    async def _note(self, fact: Fact, account: AccountRow) -> bool:
+        """Whether the log took it."""
         try:
             await self._store.record((Draft(fact, account=account.number),), urgent=True)
         except NotRecorded:
             logger.warning("the state of relay %s:%s is not in the log now", account.host, account.port)
+            return False
+        return True
 
 
 def _lost(number: int, reason: str) -> None:

@@ -249,7 +249,11 @@ async def serve(door: Door, *, task_status: trio.TaskStatus[int] = trio.TASK_STA
     settings = door.settings
     if door.gate.open and not _is_loopback(settings.host):
         raise OpenToAllError(settings.host)
-    listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+    try:
+        listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+    except OSError as trouble:
+        where = f"{settings.host} port {settings.port}"
+        raise OSError(trouble.errno, f"{trouble.strerror or trouble}: {where}") from trouble
     connections = _Connections(door)
     async with trio.open_nursery() as watching:
         await watching.start(door.watch.run)

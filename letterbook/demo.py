@@ -95,6 +95,7 @@ class Demo:
                 await self._all_ended.wait()
             await self._judge()
             if not exit_after:
+                await trio.to_thread.run_sync(self._show_commands, abandon_on_cancel=True)
                 await say("\nIt stays up, and shows what you do, until Ctrl-C.\n")
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
@@ -129,7 +130,10 @@ class Demo:
         click.echo("\nWhat came of them:\n")
         rows = [(one["id"], one["status"], one["attempts"], one.get("error") or _queue_ids(one)) for one in results]
         print_table(("id", "status", "attempts", "error or queue id"), rows)
-        click.echo(f"The relay took {self._relay.received} messages. Look closer, in another terminal:\n")
+        click.echo(f"The relay took {self._relay.received} messages.")
+
+    def _show_commands(self) -> None:
+        click.echo("Look closer, in another terminal:\n")
         for words, command in self._commands():
             click.echo(f"  # {words}\n  {command}")
 

@@ -134,13 +134,13 @@ class System:
         self.stop = stop
         self.version = installed_version("letterbook")
         self.disk = Disk(config)
+        self.retention = Retention(
+            store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
+        )
         self.delivery = self._new_delivery()
         give_submissions, self._submissions = trio.open_memory_channel[Submission](SUBMISSIONS_MAX)
         give_controls, self._controls = trio.open_memory_channel[Control](CONTROLS_MAX)
         self._inlets = (give_submissions, give_controls)
-        self.retention = Retention(
-            store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
-        )
         self._draining = trio.Event()
         self._bells = {name: Bell() for name in ("fetcher", "reporter")}
         self.door = Door(
@@ -168,6 +168,7 @@ class System:
             batch_size=config.delivery.batch_size_per_account,
             longest_sleep_s=config.delivery.send_interval_seconds,
             disk_low=self.disk.low,
+            expiry=lambda: not self.retention.paused_for_s,
         )
 
     async def _deliver(self) -> None:

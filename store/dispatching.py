@@ -21,7 +21,7 @@ from .views.rows import View
 LAST_SEQ = "select coalesce(max(seq), 0) from log"
 
 QUEUE = (
-    "select number, due_us, revision, digests, recipients from messages"
+    "select number, due_us, revision, digests, recipients, expires_us from messages"
     " where account = ? and priority = ? and state = 'waiting' order by due_us, number limit ?"
 )
 """The head of one account's queue of one priority: a range of the index messages_queue."""
@@ -36,14 +36,20 @@ SLOTS = "select second, n from slots where account = ? and second > ? order by s
 SECRET = "select sealed from secrets where name = ?"
 
 
+NEVER_US = 2**62
+"""A moment beyond all others."""
+
+
 class QueueRow(Struct, frozen=True):
-    """A waiting message as the scheduler knows it: whom its next attempt is for, and whether others are open too."""
+    """A waiting message as the scheduler knows it: whom its next attempt is for, whether others are open too, and
+    until when it may go."""
 
     number: int
     due_us: int
     revision: int
     recipients: tuple[int, ...]
     more: bool = False
+    expires_us: int = NEVER_US
 
 
 class Counted(Struct, frozen=True):
@@ -80,9 +86,10 @@ def queues(
 
 
 def _queue(connection: sqlite3.Connection, account: int, priority: int, limit: int) -> list[QueueRow]:
+    rows = connection.execute(QUEUE, (account, priority, limit))
     return [
-        QueueRow(number, due_us, revision, *_next_recipients(digests, recipients))
-        for number, due_us, revision, digests, recipients in connection.execute(QUEUE, (account, priority, limit))
+        QueueRow(number, due_us, revision, *_next_recipients(digests, recipients), expires_us)
+        for number, due_us, revision, digests, recipients, expires_us in rows
     ]
 
 

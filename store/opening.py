@@ -231,6 +231,8 @@ def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], byt
     log_exists = _is_there(path)
     stack.enter_context(hold_lock(path))
     secrets = Secrets(read_or_make_key(key_file, log_exists, entropy), entropy)
+    # It holds letters: like the key, it is its owner's alone. SQLite gives the files beside it the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = stack.enter_context(_closing(connect(path)))
     migrate(connection)
     log_id = _identify(connection, secrets, key_file, entropy)

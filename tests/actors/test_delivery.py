@@ -522,3 +522,14 @@ async def quiet(unit: Delivery) -> None:
     assert not scheduler._where and not scheduler._out and not scheduler._granted and not scheduler._flying
     assert not limiter._holding and not any(limiter._in_flight.values())
     assert all(known.offered == known.busy == 0 for known in scheduler._accounts.values())
+
+
+async def test_what_has_expired_is_not_sent_before_retention_has_ended_it(folder: Path, autojump_clock: Clock) -> None:
+    relay = CaptureRelay()
+    async with delivering(folder, {"a": relay}) as (store, _, _):
+        account = await save(store, "a")
+        await accept(store, account, expires_us=store.clock.now_us() - 1)
+        await accept(store, account)
+        await trio.sleep(10)
+        assert sorted((await states(store)).values()) == ["sent", "waiting"]
+    assert len(relay.messages) == 1
