@@ -18,6 +18,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import trio
+from msgspec.structs import replace
 
 from events.account import AccountRemoved, AccountSaved, AccountThrottled
 from events.fact import Draft
@@ -25,7 +26,7 @@ from events.message import MessageFailed
 from events.service import ClockStepped
 from events.values import MICROSECONDS
 from store import dispatching
-from store.dispatching import NOTHING_COUNTED
+from store.dispatching import NOTHING_COUNTED, UnitState
 from store.following import Batch
 from store.opening import Store
 from store.recorder import NotRecorded
@@ -37,6 +38,7 @@ from .network import Network
 from .rate_limiter import RateLimiter, Refused, limits_of
 from .scheduler import WINDOW_MAX, Candidate, Plan, Scheduler, Wanted
 from .sender_pool import DeliveryPolicy, SenderPool
+from .smtp.retry import BACKOFF_SECONDS_MAX
 
 logger = logging.getLogger("letterbook.delivery")
 
@@ -116,7 +118,7 @@ class Delivery:
         except NotRecorded:
             # The service is stopping: the next start will find them.
             return
-        state = await self._store.read(dispatching.unit_state)
+        state = _believed(await self._store.read(dispatching.unit_state), self._store.clock.now_us())
         self._scheduler.start(state)
         await self._load_limits([row for row in state.accounts if not row.removed])
         async with trio.open_nursery() as unit:
@@ -294,3 +296,14 @@ class Delivery:
         for row in accounts:
             history = counted.get(row.number, NOTHING_COUNTED)
             self._limiter.configure(row, history, as_of, now_us - monotonic_us, monotonic_us)
+
+
+def _believed(state: UnitState, now_us: int) -> UnitState:
+    """The state without moments that a wrong clock may have set: no relay is left alone for longer than the longest
+    back-off, and whether a limit is used up the rate limiter says again."""
+    latest_us = now_us + int(BACKOFF_SECONDS_MAX * MICROSECONDS)
+    return replace(
+        state,
+        relays=tuple(replace(row, until_us=min(row.until_us, latest_us)) for row in state.relays),
+        accounts=tuple(replace(row, throttled_until_us=None) for row in state.accounts),
+    )

@@ -11,7 +11,7 @@ echoed is waited for too, for asking again at once would never end.
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import httpx
@@ -99,7 +99,8 @@ def submissions_of(batch: Sequence[msgspec.Raw], token: str | None, batch_max: i
 
 
 class Fetcher:
-    """`url` is the one below which /fetch-messages stands; `bell` is rung by run-now."""
+    """`url` is the one below which /fetch-messages stands; `bell` is rung by run-now,
+    `accepting` says whether mail is taken at all."""
 
     def __init__(
         self,
@@ -112,6 +113,7 @@ class Fetcher:
         interval_s: float,
         batch_max: int = 1_000,
         bell: Bell | None = None,
+        accepting: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
         self._url = f"{url.rstrip('/')}/fetch-messages"
@@ -121,6 +123,7 @@ class Fetcher:
         self._interval_s = interval_s
         self._batch_max = batch_max
         self.bell = bell or Bell()
+        self._accepting = accepting
 
     async def run(self) -> None:
         """Fetch until cancelled, or until ingest takes nothing any more."""
@@ -141,6 +144,8 @@ class Fetcher:
 
     async def fetch(self, token: str | None) -> Fetched | Trouble:
         """One request, with the token of the batch before, and everything it brought stored."""
+        if not self._accepting():
+            return Trouble("nothing is fetched while no mail is taken: little disk is free, or max_backlog is reached")
         params = {"token": token} if token else None
         batch = understood(await call(self._client, "GET", self._url, params=params, body_bytes_max=BODY_BYTES_MAX))
         if isinstance(batch, Trouble):

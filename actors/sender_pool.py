@@ -282,6 +282,10 @@ class SenderPool:
             sentence = "the stored password cannot be opened with this key: save the account again"
             raise RelayTrouble("auth", sentence) from None
         credentials = msgspec.json.decode(opened, type=_Credentials)
+        digest = self._store.secrets.credentials_digest(credentials.user, credentials.password)
+        if sealed and digest != account.credentials:
+            # The account was saved anew a moment ago: what is sealed now is not for the relay of this row.
+            raise RelayTrouble("auth", "the account has changed: its new relay is connected to instead")
         relay = Relay(
             host=account.host,
             port=account.port,
@@ -302,7 +306,11 @@ class SenderPool:
             account = self._books.account(place.account) or account
             if carried >= (account.max_messages_per_connection or MESSAGES_PER_CONNECTION):
                 break
-            candidate = await self._next(place, account)
+            try:
+                candidate = await self._next(place, account)
+            except trio.Cancelled:
+                connection.close_now()
+                raise
             if candidate is None:
                 break
             place.phase = "busy"

@@ -1,14 +1,12 @@
 """What applications send: the types that decode the bodies of requests, in the words of the HTTP contract.
 
-`Absent` (null) means absent everywhere. Unknown fields of a message are ignored, since old clients send some;
+null means absent everywhere. Unknown fields of a message are ignored, since old clients send some;
 every other body forbids them.
 """
 
 from typing import Any, Literal
 
 from msgspec import Raw, Struct, field
-
-Wish = str | int | None
 
 
 class AttachmentPayload(Struct, frozen=True):
@@ -79,10 +77,6 @@ class Account(Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: int | None = None
     max_connections: int | None = None
     max_messages_per_connection: int | None = None
-
-
-class AccountId(Struct, frozen=True, forbid_unknown_fields=True):
-    id: str
 
 
 class Empty(Struct, frozen=True):

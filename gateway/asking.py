@@ -100,7 +100,10 @@ def check_kind(kind: str | None) -> None:
 
 
 async def events(door: Door, call: Call) -> Answer:
-    """A page; with `wait`, as soon as it is not empty, or after that time."""
+    """A page; at the end of the log with `wait`, as soon as it is not empty, or after that time.
+
+    A filtered page may be empty before the end: it is answered, so that no request reads the whole log.
+    """
     asked: queries.Events = call.payload
     await check_cursor(door, asked.after, asked.log)
     check_kind(asked.kind)
@@ -111,12 +114,11 @@ async def events(door: Door, call: Call) -> Answer:
             lists.events, door.store.log_id, after, asked.limit, asked.kind, asked.account_id, asked.message_id,
             asked.expand,
         )  # fmt: skip
-        if page.events or trio.current_time() >= deadline or door.stopping.is_set():
+        if page.events or page.next < last or trio.current_time() >= deadline or door.stopping.is_set():
             return Answer(page)
         after = page.next
-        if after >= last:
-            with trio.move_on_at(deadline):
-                await door.watch.after(last)
+        with trio.move_on_at(deadline):
+            await door.watch.after(last)
 
 
 # The past
@@ -142,7 +144,7 @@ async def audit_at(door: Door, call: Call) -> Answer:
     if asked.view == "message" and asked.id is None:
         raise bad("the parameters do not fit: view=message needs id")
     look_back = partial(_look_back, door.store.path, door.store.log_id, asked)
-    found = await trio.to_thread.run_sync(look_back, limiter=door.audits)
+    found = await trio.to_thread.run_sync(look_back, limiter=door.audits, abandon_on_cancel=False)
     if found is None:
         raise Trouble(404, UNKNOWN_MESSAGE)
     return Answer(found)
@@ -152,11 +154,17 @@ def _look_back(path: Path, log: str, asked: queries.At) -> Any:
     """The view as of the moment. Raises Trouble 404 outside the log."""
     time_us = None if asked.time is None else int(asked.time * MICROSECONDS)
     try:
-        with replay.at(path, seq=asked.seq, time_us=time_us, progress=replay.breathe) as moment:
+        with replay.at(path, seq=asked.seq, time_us=time_us, progress=_breathe) as moment:
             look = Look(moment.at_us, log, back=True)
             return VIEWS[asked.view](moment.connection, look, asked)
     except replay.OutsideLogError as error:
         raise Trouble(404, f"{error}") from None
+
+
+def _breathe(seq: int, of: int) -> None:
+    """Between two pages: a look back whose client is gone, or whom the stop has overtaken, ends here."""
+    trio.from_thread.check_cancelled()
+    replay.breathe(seq, of)
 
 
 # Numbers
@@ -176,11 +184,11 @@ async def show_metrics(door: Door, call: Call) -> Answer:
     numbers = await door.store.read(_numbers, now_us)
     due_us = numbers.oldest_due_us
     gauges = {
+        **door.gauges(),
         "queue_age_seconds": max(0, now_us - due_us) / MICROSECONDS if due_us is not None else 0.0,
         "in_flight": numbers.counts.in_flight,
         "log_bytes": _size(door.store.path),
         "wal_bytes": _size(Path(f"{door.store.path}-wal")),
-        **door.gauges(),
     }
     return Answer(door.metrics.render(numbers.counts, gauges), content_type=metrics.CONTENT_TYPE)
 

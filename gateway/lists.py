@@ -6,6 +6,7 @@ Each takes a connection and a `Look`: the live one, or, for `audit/at`, the refo
 from collections.abc import Sequence
 
 import msgspec
+from cryptography.exceptions import InvalidTag
 from msgspec import Raw, Struct
 
 from events.fact import Entry
@@ -155,7 +156,7 @@ def accounts(connection: reading.Connection, look: Look, secrets: Secrets | None
     """The living accounts; who looks back sees no users, since credentials are kept as they are now only."""
     rows = [row for row in reading.accounts(connection) if not row.removed]
     sealed = reading.sealed_credentials(connection, [row.number for row in rows]) if secrets else {}
-    users = {number: _user(secrets.unseal(data)) for number, data in sealed.items()} if secrets else {}
+    users = {number: _user(secrets, data) for number, data in sealed.items()} if secrets else {}
     return answers.AccountList(
         ok=True, accounts=tuple(shapes.account(row, users.get(row.number), look.now_us) for row in rows)
     )
@@ -165,5 +166,9 @@ class _Credentials(Struct, frozen=True):
     user: str | None = None
 
 
-def _user(plain: bytes) -> str | None:
-    return msgspec.json.decode(plain, type=_Credentials).user
+def _user(secrets: Secrets, sealed: bytes) -> str | None:
+    """None also where it cannot be unsealed (another key, or damage): the other accounts are shown all the same."""
+    try:
+        return msgspec.json.decode(secrets.unseal(sealed), type=_Credentials).user
+    except (InvalidTag, ValueError):
+        return None

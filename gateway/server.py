@@ -9,9 +9,12 @@ Hypercorn answers by itself, where there is no request that could be routed, bec
 HTTP/1.1 only: a proxy that speaks TLS and HTTP/2 to the world stands in front.
 """
 
+import ipaddress
 import logging
 import math
+import resource
 import socket
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -36,6 +39,8 @@ from .errors import JSON, error
 from .settings import (
     CLOSE_S_MAX,
     CONNECTIONS_MAX,
+    CONNECTIONS_MIN,
+    FILES_KEPT,
     KEEP_ALIVE_S,
     SEND_CHUNK_BYTES,
     SEND_S_MAX,
@@ -270,20 +275,36 @@ async def serve(door: Door, *, task_status: trio.TaskStatus[int] = trio.TASK_STA
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _connections_max() -> int:
+    """How many connections the files of this process allow, once it may open as many as it can be given."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    return min(CONNECTIONS_MAX, max(CONNECTIONS_MIN, soft - FILES_KEPT))
 
 
 class _Connections:
-    """All connections of one server, at most CONNECTIONS_MAX."""
+    """All connections of one server, at most `_connections_max`."""
 
     def __init__(self, door: Door) -> None:
         self._config = _hypercorn_config(door)
         self._app = ASGIWrapper(make_app(door))  # type: ignore[arg-type]  # ASGI, typed otherwise
         self._context = WorkerContext(None)
         self._open: set[Connection] = set()
+        self._most = _connections_max()
 
     async def handle(self, stream: trio.SocketStream) -> None:
-        if len(self._open) >= CONNECTIONS_MAX:
+        if len(self._open) >= self._most:
             await trio.aclose_forcefully(stream)
             return
         state: Any = {}

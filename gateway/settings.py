@@ -39,7 +39,13 @@ KEEP_ALIVE_S = 75.0
 is lost in the closing."""
 
 CONNECTIONS_MAX = 1_000
-"""Connections of clients at once; below the usual limit of 1,024 files, which the relays' share."""
+"""Connections of clients at once, where the process may open so many files."""
+
+FILES_KEPT = 400
+"""Files that clients get none of: those of the relays' connections, the readers, the log."""
+
+CONNECTIONS_MIN = 16
+"""Connections of clients at once, however few files there are."""
 
 STREAM_INPUT_BYTES_MAX = 65_536
 """A frame from a streaming client, who need send nothing."""

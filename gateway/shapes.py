@@ -71,7 +71,8 @@ def account_id(around: Surroundings, number: int | None) -> str | None:
 def recipients(
     states: tuple[RecipientState, ...], envelope: Envelope | None, beside: Beside, *, final: bool
 ) -> tuple[Recipient, ...]:
-    """Every recipient's last outcome; in a final message, what was never tried counts as deferred."""
+    """Every recipient's last outcome; in a final message, what was never tried counts as deferred. Whom the new content
+    passes by is in doubt, and called so."""
     addresses = envelope.recipients if envelope else ()
     states = states or (RecipientState(),) * len(addresses)
     return tuple(
@@ -81,9 +82,10 @@ def recipients(
 
 
 def _recipient(state: RecipientState, index: int, address: str | None, beside: Beside, final: bool) -> Recipient:
+    status = "in_doubt" if state.status == "passed_by" else state.status
     return Recipient(
         address=address,
-        status="deferred" if final and state.status == "open" else state.status,
+        status="deferred" if final and status == "open" else status,
         code=state.code,
         enhanced=state.enhanced,
         reply=None if state.status == "delivered" else beside.replies.get((state.ended, index)),

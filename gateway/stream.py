@@ -54,11 +54,13 @@ class Streams:
                 raise unavailable(STOPPING)
         except Trouble as trouble:
             return trouble.answer
+        # The position first: a message that is accepted from here on is known by a fact that the stream shows.
+        position = door.store.last_seq if asked.after is None else asked.after
         number = await self._number(asked.message_id)
         await websocket.accept()
         door.streams += 1
         try:
-            await _Stream(door, asked, number).run()
+            await _Stream(door, asked, position, number).run()
         finally:
             door.streams -= 1
         return None
@@ -72,13 +74,13 @@ class Streams:
 class _Stream:
     """One client's stream; `position` is the seq up to which it has been served."""
 
-    def __init__(self, door: Door, asked: queries.Stream, number: int | None) -> None:
+    def __init__(self, door: Door, asked: queries.Stream, position: int, number: int | None) -> None:
         self._door = door
         self._asked = asked
         self._number = number
         self._sending = trio.Lock()
         self._filtered = bool(asked.kind or asked.account_id or asked.message_id)
-        self.position = door.store.last_seq if asked.after is None else asked.after
+        self.position = position
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -111,6 +113,7 @@ class _Stream:
         await trio.lowlevel.checkpoint()
 
     async def _encoded(self, batch: Batch) -> list[bytes]:
+        await self._door.watch.reached(batch.last)  # then it knows the accounts that the batch names
         entries = [entry for entry in batch.entries if self._wants(entry)] if self._filtered else batch.entries
         events = await self._events(entries)
         return list(_frames(events)) if self._asked.batch else events

@@ -39,7 +39,8 @@ def _start(connection: reading.Connection) -> _Start:
 
 
 class Watch:
-    """What the follower has learnt. `backlog` is how many messages are not final, give or take a second."""
+    """What the follower has learnt up to the seq `position`. `backlog` is how many messages are not final, give or take
+    a second."""
 
     def __init__(self, store: Store, metrics: Metrics, stopping: trio.Event) -> None:
         self._store = store
@@ -50,6 +51,7 @@ class Watch:
         self.events = EventCache(self.account_ids)
         self.dispatch = DispatchRow()
         self.backlog = 0
+        self.position = 0
         self._bell = trio.Event()
         self._waiters: dict[int, list[trio.Event]] = {}
 
@@ -59,6 +61,7 @@ class Watch:
         self.account_ids.update((number, row.id) for number, row in start.around.accounts.items())
         self.dispatch = start.around.dispatch
         self.backlog = start.backlog
+        self.position = start.seq
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._count_backlog)
             nursery.start_soon(self._ring_at_stop)
@@ -80,6 +83,7 @@ class Watch:
     def _take(self, batch: Batch) -> None:
         for entry in batch.entries:
             self._learn(entry)
+        self.position = batch.last
         self._metrics.fold(batch, self.account_ids, self._store.clock.now_us())
         self._ring([entry.message for entry in batch.entries if entry.message in self._waiters])
         if any(isinstance(entry.fact, AccountThrottled) for entry in batch.entries):
@@ -109,6 +113,11 @@ class Watch:
     async def after(self, seq: int) -> None:
         """Wait until the log goes beyond a seq, or for the stop."""
         while self._store.last_seq <= seq and not self._stopping.is_set():
+            await self._bell.wait()
+
+    async def reached(self, seq: int) -> None:
+        """Wait until everything up to a seq has been learnt."""
+        while self.position < seq:
             await self._bell.wait()
 
     @contextmanager

@@ -3,6 +3,7 @@
 Messages are passed on as the bytes that came, for ingest decodes each alone: a fault in one is that one's rejection.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -91,11 +92,15 @@ async def add_messages(door: Door, call: Call) -> Answer:
     return Answer(added(decisions))
 
 
+_NUMBER = re.compile(r"-?\d{1,18}")
+"""Python reads no number of more than 4,300 digits, and raises."""
+
+
 def default_priority(wish: str | float | None) -> int | None:
     """The priority of messages that name none; a number outside is clamped. Raises Trouble for another word."""
     if wish is None:
         return None
-    if isinstance(wish, str) and not wish.lstrip("-").isdecimal():
+    if isinstance(wish, str) and not _NUMBER.fullmatch(wish):
         if wish.lower() not in PRIORITY_LABELS:
             raise bad("the body does not fit: default_priority is immediate, high, medium or low, or 0 to 3")
         return PRIORITY_LABELS[wish.lower()]

@@ -60,12 +60,15 @@ def _operating_errors() -> tuple[type[BaseException], ...]:
     from actors.supervision import GivenUp
     from events.wire import UnknownKind
     from store.files import FileError
+    from store.following import LogGap
     from store.opening import OpeningError
+    from store.recorder import NotRecorded, TurnError
     from store.replay import OutsideLogError, StaleViewsError
 
     from .config import ConfigError
 
-    return ConfigError, FileError, OpeningError, OutsideLogError, StaleViewsError, GivenUp, UnknownKind
+    store = (FileError, LogGap, NotRecorded, OpeningError, OutsideLogError, StaleViewsError, TurnError)
+    return ConfigError, GivenUp, UnknownKind, *store
 
 
 def _line_of_the_system(error: OSError) -> str | None:

@@ -204,6 +204,7 @@ class System:
             interval_s=config.fetch.interval_seconds,
             batch_max=config.delivery.max_batch,
             bell=self._bells["fetcher"],
+            accepting=lambda: not (self.disk.low() or self.door.over_backlog),
         ).run()
 
     async def _report(self, url: str | None) -> None:
@@ -243,7 +244,7 @@ class System:
         up: they wait for room on a full disk, and nothing else could end that."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cut_short, nursery.cancel_scope)
-            nursery.start_soon(self._give_up, self.stop.asked, self.config.server.drain_seconds)
+            nursery.start_soon(self._give_up, self._draining, self.config.server.drain_seconds)
             nursery.start_soon(self._give_up, self.stop.now, 0.0)
             await keep("delivery", self._deliver)
             nursery.cancel_scope.cancel()
@@ -283,8 +284,8 @@ class System:
         reply: Reply[dict[str, Any] | Refused | Unavailable] = Reply()
         await self._inlets[1].send(Control(command, CONFIG, reply))
         answer = await reply.get()
-        if isinstance(answer, Refused):
-            logger.error("[smtp] cannot be taken: %s", answer.sentence)
+        if isinstance(answer, Refused | Unavailable):
+            logger.error("what the configuration says is not taken: %s", answer)
 
     async def _record_stop(self) -> None:
         try:

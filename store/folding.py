@@ -25,7 +25,6 @@ from events.fact import Entry, Fact
 from events.message import MessageRevised, RetentionPassed
 from events.wire import KINDS
 
-from .schema import DERIVED
 from .views import MESSAGES, ROW_VIEWS
 from .views.counts import DAY_S, ResultRow, due_steps, result_of, slot_of, total_steps
 from .views.messages import MessageRow
@@ -106,9 +105,6 @@ _RETAIN = ("delete from messages where final_seq < ?", "delete from results wher
 """Retention: one declared range delete a table."""
 
 _ENDS_OF_ATTEMPTS = frozenset({AttemptEnded, AttemptInterrupted})
-
-FOLDED_TABLES: tuple[str, ...] = tuple(_SELECT) + tuple(DERIVED)
-
 
 class _Mark(Struct, frozen=True):
     totals: dict[Any, int]

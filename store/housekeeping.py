@@ -13,6 +13,7 @@ After an erasure a TRUNCATE checkpoint is asked for and tried until one succeeds
 from the write-ahead file too. One is always tried at the start: a crash may have come between the two.
 """
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -24,6 +25,11 @@ from typing import Literal
 
 import trio
 from msgspec import Struct
+
+logger = logging.getLogger("letterbook.store")
+
+PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN)
+"""Errors that may be over at the next tick."""
 
 TICK_S = 0.25
 CHECKPOINT_ABOVE_BYTES = 4_000_000
@@ -74,7 +80,8 @@ def wal_of(db_path: Path) -> Wal:
     try:
         with open(f"{db_path}-shm", "rb") as file:
             index = file.read(_INDEX_BYTES)
-    except FileNotFoundError:
+    except OSError:
+        # No process has the database open, or this one has no more files to open: the next look will tell.
         return NO_WAL
     if len(index) < _INDEX_BYTES:
         return NO_WAL
@@ -203,7 +210,16 @@ class Housekeeper:
             await trio.sleep(TICK_S if self._idle_ticks < IDLE_TICKS else IDLE_TICK_S)
 
     def tick(self) -> Chore | None:
-        """Look, and do what is to be done now."""
+        """Look, and do what is to be done now. A full disk or a busy file only puts it off to a later tick."""
+        try:
+            return self._tick()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in PASSING:
+                raise
+            logger.warning("housekeeping is put off: %s", error)
+            return None
+
+    def _tick(self) -> Chore | None:
         wal = wal_of(self._db_path)
         self._idle_ticks = self._idle_ticks + 1 if wal == self._last_wal else 0
         self._last_wal = wal

@@ -93,11 +93,18 @@ class Readers:
 
     async def read(self, reading: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run `reading` within one read transaction."""
-        connection = self._free.pop() if self._free else connect(self._path, read_only=True)
+        if self._limiter:
+            return await trio.to_thread.run_sync(self._lend, reading, limiter=self._limiter)
+        await trio.lowlevel.checkpoint()
+        return self._lend(reading)
+
+    def _lend(self, reading: Callable[[sqlite3.Connection], Result]) -> Result:
+        """In the thread, so that there are never more connections than threads that read."""
         try:
-            if self._limiter:
-                return await trio.to_thread.run_sync(_transact, connection, reading, limiter=self._limiter)
-            await trio.lowlevel.checkpoint()
+            connection = self._free.pop()
+        except IndexError:
+            connection = connect(self._path, read_only=True)
+        try:
             return _transact(connection, reading)
         finally:
             self._free.append(connection)
@@ -245,9 +252,10 @@ def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], byt
         rebuild(connection)
     writer = Writer(connection, clock.now_us)
     if decision.restored:
-        writer.turn([Request(tuple(map(Draft, decision.facts)), {})])
+        # The id comes first: after a crash between the two the mark is of another log, which is a restoration again.
         log_id = entropy(LOG_ID_BYTES).hex()
         connection.execute("update meta set value = ? where name = 'log'", (log_id,))
+        writer.turn([Request(tuple(map(Draft, decision.facts)), {})])
     return _Opened(log_id, secrets, writer, MarkKeeper(path, log_id), decision)
 
 

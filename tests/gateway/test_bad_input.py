@@ -166,7 +166,7 @@ async def test_parameters_out_of_range(tmp_path):
 
 async def test_a_batch_with_a_bad_default_priority(tmp_path):
     async with running(tmp_path) as service, service.client() as client:
-        for priority in ("soon", "", "1.5"):
+        for priority in ("soon", "", "1.5", "--1", "-", "9" * 5000):
             body = {"messages": [], "default_priority": priority}
             answer = await client.post("/commands/add-messages", json=body)
             assert "default_priority" in assert_error(answer, 400)["error"]

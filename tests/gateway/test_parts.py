@@ -12,6 +12,8 @@ from gateway.bodies import Bodies, Lease
 from gateway.event_json import CACHED_MAX, EventCache, Expansion, event_json
 from gateway.stream import _frames
 from gateway.tickets import EXPIRES_S, OUTSTANDING_MAX, Tickets
+from store.reading import Beside
+from store.views.messages import RecipientState
 
 
 class Clock:
@@ -118,3 +120,10 @@ def test_moments_are_rounded_so_that_waiting_is_enough():
         shapes.seconds(1_999_999) == 1 and shapes.until_seconds(1_000_001) == 2 and shapes.until_seconds(2_000_000) == 2
     )
     assert shapes.iso(1_700_000_000_123_456) == "2023-11-14T22:13:20Z"
+
+
+def test_whom_new_content_passes_by_is_in_doubt():
+    states = (RecipientState("passed_by"), RecipientState("open"))
+    for final, words in ((False, ["in_doubt", "open"]), (True, ["in_doubt", "deferred"])):
+        shown = shapes.recipients(states, None, Beside({}, {}), final=final)
+        assert [recipient.status for recipient in shown] == words

@@ -2,11 +2,13 @@
 
 import trio
 
-from events.account import AccountThrottled, RelayUnreachable
-from events.fact import Draft
+from events.account import AccountSaved, AccountThrottled, RelayUnreachable
+from events.fact import OWN, Draft
 from events.message import MessageHeld
 from events.report import ResultsReported
 from events.values import Outcome
+from store import reading, replay
+from store.beside import Sealed
 
 from .service import HOUR_US, TOKEN, running
 
@@ -214,6 +216,53 @@ async def test_a_long_poll_answers_when_there_is_something(tmp_path):
                 end = await service.send("a")
         assert [event["seq"] for event in answers[0]["events"]] == [end]
         assert (await client.get(f"/events?after={end}&wait=0.01")).json()["events"] == []
+
+
+async def test_a_filtered_long_poll_answers_after_one_stretch_before_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "EVENT_ROWS_MAX", 2)
+    async with running(tmp_path) as service, service.client() as client:
+        await service.send("a")
+        with trio.fail_after(5):
+            page = (await client.get("/events?after=0&wait=20&kind=AccountPaused")).json()
+        assert page["events"] == [] and page["next"] == 2
+
+
+async def test_a_look_back_ends_with_its_client(tmp_path, monkeypatch):
+    pages = []
+
+    def endless(path, *, seq, time_us, progress):
+        try:
+            while True:
+                pages.append(seq)
+                progress(1, 2)
+        finally:
+            pages.append("ended")
+
+    monkeypatch.setattr(replay, "at", endless)
+    async with running(tmp_path) as service, service.client() as client:
+        await service.send("a")
+        with trio.move_on_after(0.3):
+            await client.get("/audit/at?seq=1&view=pending")
+        with trio.fail_after(5):
+            while not pages or pages[-1] != "ended" or service.door.audits.borrowed_tokens:
+                await trio.sleep(0.01)
+
+
+async def test_a_secret_that_cannot_be_unsealed_hides_its_user_alone(tmp_path):
+    async with running(tmp_path) as service, service.client() as client:
+        await service.account("good", "u", "p")
+        fact = AccountSaved(id="bad", host="relay.example", port=25, credentials="c" * 16, has_password=True)
+        await service.one(Draft(fact, account=OWN), Sealed(b"sealed under another key, long enough"))
+        accounts = (await client.get("/accounts")).json()["accounts"]
+        assert {account["id"]: account.get("user") for account in accounts} == {"good": "u", "bad": None}
+
+
+async def test_the_log_says_what_is_in_flight(tmp_path):
+    async with running(tmp_path) as service, service.client() as client:
+        await service.start(await service.accept("a"))
+        service.door._gauges = lambda: {"in_flight": 7, "connections": 3}
+        lines = (await client.get("/metrics")).text.splitlines()
+        assert "letterbook_in_flight 1.0" in lines and "letterbook_connections 3.0" in lines
 
 
 async def test_cursors_of_another_log_or_past_the_end_are_conflicts(tmp_path):

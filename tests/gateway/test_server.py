@@ -1,6 +1,7 @@
 """The server and its bounds: what it refuses when something is full, and how it ends."""
 
 import json
+import resource
 
 import msgspec
 import pytest
@@ -143,6 +144,32 @@ async def test_connections_are_bounded(tmp_path, monkeypatch):
         assert b"200" in await streams[0].receive_some()
         for stream in streams:
             await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "most"),
+    [
+        (1024, 524_288, True, 1000),
+        (1024, 524_288, False, 624),
+        (1024, 1024, True, 624),
+        (256, 256, True, 16),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, True, 1000),
+    ],
+)
+def test_connections_leave_files_for_everything_else(monkeypatch, soft, hard, raised, most):
+    def setrlimit(_, limits):
+        assert limits == (hard, hard)
+        if not raised:
+            raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(server.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(server.resource, "setrlimit", setrlimit)
+    assert server._connections_max() == most
+
+
+def test_a_name_that_looks_like_an_address_of_this_machine_is_none():
+    assert all(map(server._is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST")))
+    assert not any(map(server._is_loopback, ("127.evil.example", "0.0.0.0", "::", "")))
 
 
 async def test_a_stop_closes_what_is_idle_and_answers_what_is_under_way(tmp_path):

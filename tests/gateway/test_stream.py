@@ -2,6 +2,7 @@
 
 import json
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
@@ -10,6 +11,8 @@ from trio_websocket import ConnectionClosed, open_websocket_url
 from events.account import AccountPaused
 from events.fact import Draft
 from gateway import settings
+from gateway.stream import Streams
+from gateway.watching import Watch
 
 from .service import TOKEN, running
 
@@ -122,6 +125,40 @@ async def test_filters_by_kind_account_and_message(tmp_path):
             assert {event["message_id"] for event in await take(by_message, 3)} == {"b"}
         async with streaming(service, "?after=0&message_id=b") as socket:
             assert len(await take(socket, 3)) == 3
+
+
+async def test_an_account_that_is_new_is_streamed_though_the_stream_is_first_to_see_it(tmp_path, monkeypatch):
+    take_it = Watch._take
+    held = []
+    monkeypatch.setattr(Watch, "_take", lambda watch, batch: held.append(partial(take_it, watch, batch)))
+    async with (
+        running(tmp_path) as service,
+        streaming(service, "?after=0&account_id=new") as filtered,
+        streaming(service, "?after=0") as whole,
+    ):
+        await service.account("new")
+        await trio.sleep(0.1)
+        for each in held:
+            each()
+        for socket in (filtered, whole):
+            (event,) = await take(socket, 1)
+            assert event["kind"] == "AccountSaved" and event["account_id"] == "new"
+
+
+async def test_a_message_that_is_accepted_while_its_stream_begins_is_shown(tmp_path, monkeypatch):
+    number_of = Streams._number
+
+    async def accepted_meanwhile(streams, message_id):
+        number = await number_of(streams, message_id)
+        await service.accept("m")
+        return number
+
+    monkeypatch.setattr(Streams, "_number", accepted_meanwhile)
+    async with running(tmp_path) as service:
+        await service.account("default")
+        async with streaming(service, "?message_id=m") as socket:
+            (event,) = await take(socket, 1)
+        assert event["kind"] == "MessageAccepted"
 
 
 async def test_a_heartbeat_says_how_far_a_filtered_stream_has_come(tmp_path, monkeypatch):
