@@ -253,12 +253,14 @@ class Delivery:
             self._bell.ring()
             return []
         if self._rejects(candidate.account):
-            return [self._about(candidate, MessageFailed(cause="quota", by="rate limiter"))]
+            failed = MessageFailed(cause="quota", by="rate limiter", revision=candidate.revision)
+            return [self._about(candidate, failed)]
         until_us = clock.now_us() + refusal.until_us - clock.monotonic_us()
         self._scheduler.release(candidate.number, 0)
         self._scheduler.block(candidate.account, until_us)
         self._bell.no_later_than(trio.current_time() + (until_us - clock.now_us()) / MICROSECONDS)
-        return [self._about(candidate, AccountThrottled(until_us=until_us, window_s=refusal.window_s))]
+        fact = AccountThrottled(until_us=until_us, window_s=refusal.window_s, limit=refusal.limit)
+        return [self._about(candidate, fact)]
 
     def _refuse_too(self, candidate: Candidate, refusal: Refused) -> list[Draft]:
         """One behind the first that was refused: nobody is overtaken, and one fact about the account is enough."""

@@ -35,10 +35,12 @@ MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
 
 
 class Refused(Struct, frozen=True):
-    """No slot is free in the window of `window_s`; `until_us` (monotonic) is when one will be, None if unknown."""
+    """No slot of `limit` is free in the window of `window_s`; `until_us` (monotonic) is when one will be, None if
+    unknown."""
 
     window_s: int
     until_us: int | None
+    limit: int
 
 
 class _Window:
@@ -70,7 +72,7 @@ class _Window:
         over = self._count + in_flight - self.limit
         if over < 0:
             return None
-        return Refused(self.window_s, None if in_flight else self._free_at(over + 1))
+        return Refused(self.window_s, None if in_flight else self._free_at(over + 1), self.limit)
 
     def _free_at(self, n: int) -> int | None:
         """When the n-th of what is held will be free."""

@@ -49,10 +49,14 @@ class AccountResumed(Fact):
 
 
 class AccountThrottled(Fact):
-    """The account's limit is used up until `until_us`; the `message` column is the one that had to wait."""
+    """The account's limit is used up until `until_us`; the `message` column is the one that had to wait.
+
+    `limit` is that of the window of `window_s` by which it was judged; facts from before it was noted have 0.
+    """
 
     until_us: int
     window_s: int
+    limit: int = 0
 
 
 class RelayUnreachable(Fact):

@@ -65,11 +65,15 @@ class MessageHeld(Fact):
 
 
 class MessageFailed(Fact):
-    """A message ended without reaching everybody, for a reason that no relay gave."""
+    """A message ended without reaching everybody, for a reason that no relay gave.
+
+    `revision` is the content that had no slot, where the cause is `quota`: newer content is judged anew.
+    """
 
     cause: FailureCause
     after_s: int | None = None
     by: str = ""
+    revision: int | None = None
 
 
 class DoubtResolved(Fact):

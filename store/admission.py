@@ -20,7 +20,7 @@ from events.account import (
 from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
 from events.fact import OWN, Draft, Fact
 from events.lifecycle import NO_ATTEMPT, NOT_WAITING, UNKNOWN, Refusal, follow, step_of
-from events.message import MessageAccepted, MessageRejected, MessageRevised, RetentionPassed
+from events.message import MessageAccepted, MessageFailed, MessageRejected, MessageRevised, RetentionPassed
 from events.report import BatchFetched, ResultsReported
 
 from .folding import Folding
@@ -33,6 +33,10 @@ NO_ACCOUNT = Refusal("no such account")
 ACCOUNT_PAUSED = Refusal("account paused")
 SUSPENDED = Refusal("suspended")
 OTHER_REVISION = Refusal("other revision")
+OTHER_ACCOUNT = Refusal("other account")
+OTHER_LIMIT = Refusal("other limit")
+NOT_EXPIRED = Refusal("not expired")
+NOT_REMOVED = Refusal("account not removed")
 TOKEN_SEEN = Refusal("token seen")
 UNREPORTED = Refusal("unreported")
 ALREADY_SO = Refusal("already so")
@@ -58,9 +62,11 @@ class Judge:
         self._folding = folding
         self._last_seq = last_seq
         self._numbers: dict[str, int] = {}
+        self._at_us = 0
 
-    def load(self, drafts: Iterable[Draft]) -> None:
-        """Read in a few statements what judging and folding these drafts will look at."""
+    def load(self, drafts: Iterable[Draft], at_us: int) -> None:
+        """Read in a few statements what judging and folding these drafts will look at; `at_us` is their stamp."""
+        self._at_us = at_us
         ids, messages, accounts, attempts, tokens = [], [], set(), [], []
         for draft in drafts:
             fact = draft.fact
@@ -175,6 +181,24 @@ class Judge:
         dispatch = self._folding.row("dispatch", ONLY) or ACTIVE
         return None if dispatch.active else SUSPENDED
 
+    def _failed(self, draft: Draft) -> Refusal | None:
+        """Each cause must be true of the message as it is now, not as somebody has read it."""
+        fact = draft.fact
+        assert isinstance(fact, MessageFailed)
+        row = self._folding.message(draft.message or 0)
+        if refusal := self._fits_lifecycle(draft):
+            return refusal
+        if row is None or row.account != draft.account:
+            return OTHER_ACCOUNT
+        if fact.cause == "account_removed":
+            account: AccountRow | None = self._folding.row("accounts", draft.account) if draft.account else None
+            return None if account and account.removed else NOT_REMOVED
+        if fact.cause in ("expired", "quota") and row.state != "waiting":
+            return NOT_WAITING
+        if fact.cause == "expired":
+            return None if row.expires_us <= self._at_us else NOT_EXPIRED
+        return OTHER_REVISION if fact.cause == "quota" and row.revision != fact.revision else None
+
     def _ended(self, draft: Draft) -> Refusal | None:
         assert isinstance(draft.fact, AttemptEnded | AttemptInterrupted)
         attempt = self._folding.row("attempts", draft.fact.attempt)
@@ -197,6 +221,16 @@ class Judge:
         if account is None:
             return NO_ACCOUNT
         return ALREADY_SO if account.paused == isinstance(draft.fact, AccountPaused) else None
+
+    def _throttled(self, draft: Draft) -> Refusal | None:
+        """A limit that was lifted or changed meanwhile closes nothing."""
+        assert isinstance(draft.fact, AccountThrottled)
+        account = self.account(draft)
+        if account is None:
+            return NO_ACCOUNT
+        limits = {60: account.limit_per_minute, 3_600: account.limit_per_hour, 86_400: account.limit_per_day}
+        limit = limits.get(draft.fact.window_s)
+        return None if limit and limit == draft.fact.limit else OTHER_LIMIT
 
     def _fetched(self, draft: Draft) -> Refusal | None:
         assert isinstance(draft.fact, BatchFetched)
@@ -228,6 +262,7 @@ _RULES: dict[type[Fact], Rule] = {
     MessageAccepted: Judge._accepted,
     MessageRejected: Judge._first_fact,
     MessageRevised: Judge._revised,
+    MessageFailed: Judge._failed,
     AttemptStarted: Judge._started,
     AttemptEnded: Judge._ended,
     AttemptInterrupted: Judge._ended,
@@ -235,7 +270,7 @@ _RULES: dict[type[Fact], Rule] = {
     AccountRemoved: Judge._alive,
     AccountPaused: Judge._paused,
     AccountResumed: Judge._paused,
-    AccountThrottled: Judge._alive,
+    AccountThrottled: Judge._throttled,
     BatchFetched: Judge._fetched,
     ResultsReported: Judge._reported,
     RetentionPassed: Judge._retention,

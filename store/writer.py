@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from events.account import AccountRemoved
 from events.attempt import AttemptStarted
 from events.fact import OWN, Draft, Entry
 from events.lifecycle import Refusal
@@ -26,7 +27,7 @@ from .chain import FORMAT, GENESIS, LogRow, commit_hash
 from .folding import Folding
 from .views.messages import MessageRow
 
-_WITH_MORE = frozenset({AttemptStarted, MessageAccepted, MessageRejected, ContentErased})
+_WITH_MORE = frozenset({AttemptStarted, MessageAccepted, MessageRejected, ContentErased, AccountRemoved})
 
 INCOMPLETE = Refusal("another fact of the same request did not fit")
 
@@ -36,6 +37,7 @@ _NEW_ID = "insert into ids values (?, ?)"
 _NEW_LETTER = "insert into letters values (?, ?, ?, ?, ?)"
 _NEW_REPLY = "insert or replace into replies values (?, ?, ?, ?)"
 _SEALED = "insert into secrets values (?, ?) on conflict (name) do update set sealed = excluded.sealed"
+_UNSEALED = "delete from secrets where name = ?"
 _ERASURE = "insert into erasures values (?, ?) on conflict (message) do update set up_to = max(up_to, excluded.up_to)"
 _LETTERS = (
     "select letter, envelope, content, salt from letters"
@@ -93,7 +95,7 @@ class TurnResult(Struct, frozen=True):
 class _Turn:
     """What a turn is going to write; lists that `cut` can shorten back to a mark."""
 
-    __slots__ = ("entries", "erasures", "ids", "letters", "replies", "rows", "secrets", "starts")
+    __slots__ = ("entries", "erasures", "ids", "letters", "replies", "rows", "secrets", "starts", "unsealed")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -103,6 +105,7 @@ class _Turn:
         self.letters: list[tuple[int, int, bytes, bytes, bytes]] = []
         self.replies: list[tuple[int, int, int, bytes]] = []
         self.secrets: list[tuple[str, bytes]] = []
+        self.unsealed: list[tuple[str]] = []
         self.erasures: list[tuple[int, int]] = []
 
     def _lists(self) -> tuple[list, ...]:  # type: ignore[type-arg]  # they hold different rows
@@ -114,6 +117,7 @@ class _Turn:
             self.letters,
             self.replies,
             self.secrets,
+            self.unsealed,
             self.erasures,
         )
 
@@ -185,7 +189,7 @@ class Writer:
         self._read_end()
 
     def _take_all(self, requests: Sequence[Request], turn: _Turn) -> list[Recorded]:
-        self._judge.load([draft for request in requests for draft in request.drafts])
+        self._judge.load([draft for request in requests for draft in request.drafts], self._at_us)
         return [self._take_whole(request, turn) if request.whole else self._take(request, turn) for request in requests]
 
     def _take(self, request: Request, turn: _Turn) -> Recorded:
@@ -241,6 +245,8 @@ class Writer:
             self._folding.expect_new("messages", entry.seq)
         elif isinstance(fact, ContentErased):
             turn.erasures.extend(fact.letters)
+        elif isinstance(fact, AccountRemoved):
+            turn.unsealed.append((secret_name(entry.account or 0),))
 
     def _set_beside(self, entry: Entry, beside: Beside, turn: _Turn) -> None:
         about = entry.message or 0
@@ -276,6 +282,7 @@ class Writer:
             (_NEW_LETTER, turn.letters),
             (_NEW_REPLY, turn.replies),
             (_SEALED, turn.secrets),
+            (_UNSEALED, turn.unsealed),
             (_ERASURE, turn.erasures),
         ):
             if rows:

@@ -4,6 +4,7 @@ import json
 import random
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 import trio
 
@@ -163,3 +164,13 @@ async def test_it_fetches_from_a_real_server(tmp_path):
             assert await fetcher.fetch("t") == Fetched(1, token="t")
             assert await kinds(store, 1) == ["BatchFetched", "MessageAccepted"]
             nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_asked_for_while_no_mail_is_taken(tmp_path):
+    async with opened(tmp_path) as store, httpx.AsyncClient() as client:
+        send, _ = trio.open_memory_channel(1)
+        fetcher = Fetcher(
+            client, "http://127.0.0.1:1", send, store.secrets, CHANCE, interval_s=60, accepting=lambda: False
+        )
+        outcome = await fetcher.fetch(None)
+        assert isinstance(outcome, Trouble) and "no mail is taken" in outcome.text

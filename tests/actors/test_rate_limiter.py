@@ -41,10 +41,10 @@ def test_an_account_without_limits_is_never_refused():
 def test_a_slot_is_held_until_the_end_and_a_minute_more():
     made = limiter(limit_per_minute=1)
     assert made.take(1, 1, 0) is None
-    assert made.take(2, 1, 10 * SECOND_US) == Refused(60, None)
+    assert made.take(2, 1, 10 * SECOND_US) == Refused(60, None, 1)
     made.fold(end(1), 40 * SECOND_US)
-    assert made.take(2, 1, 40 * SECOND_US) == Refused(60, 100 * SECOND_US)
-    assert made.take(2, 1, 100 * SECOND_US - 1) == Refused(60, 100 * SECOND_US)
+    assert made.take(2, 1, 40 * SECOND_US) == Refused(60, 100 * SECOND_US, 1)
+    assert made.take(2, 1, 100 * SECOND_US - 1) == Refused(60, 100 * SECOND_US, 1)
     assert made.take(2, 1, 100 * SECOND_US) is None
 
 
@@ -60,7 +60,7 @@ def test_an_attempt_in_doubt_counts():
     made = limiter(limit_per_minute=1)
     made.take(1, 1, 0)
     made.fold(end(1, 1, "refused", "in_doubt"), SECOND_US)
-    assert made.take(2, 1, SECOND_US) == Refused(60, 61 * SECOND_US)
+    assert made.take(2, 1, SECOND_US) == Refused(60, 61 * SECOND_US, 1)
 
 
 def test_a_grant_that_comes_back_gives_its_slot_back_once():
@@ -71,7 +71,7 @@ def test_a_grant_that_comes_back_gives_its_slot_back_once():
     made.give_back(1)
     assert made.in_flight(1) == 1
     assert made.take(3, 1, 0) is None
-    assert made.take(4, 1, 0) == Refused(60, None)
+    assert made.take(4, 1, 0) == Refused(60, None, 2)
 
 
 @pytest.mark.parametrize(("name", "seconds"), [("limit_per_hour", 3600), ("limit_per_day", 86_400)])
@@ -79,7 +79,7 @@ def test_hour_and_day_hold_a_slot_to_the_end_of_its_second(name, seconds):
     made = limiter(**{name: 1})
     made.take(1, 1, 0)
     made.fold(end(1), 1_500_000)
-    assert made.take(2, 1, 2 * SECOND_US) == Refused(seconds, (2 + seconds) * SECOND_US)
+    assert made.take(2, 1, 2 * SECOND_US) == Refused(seconds, (2 + seconds) * SECOND_US, 1)
     assert made.take(2, 1, (2 + seconds) * SECOND_US) is None
 
 
@@ -87,13 +87,13 @@ def test_the_window_that_refuses_longest_is_named():
     made = limiter(limit_per_minute=1, limit_per_hour=1)
     made.take(1, 1, 0)
     made.fold(end(1), 0)
-    assert made.take(2, 1, 0) == Refused(3600, 3601 * SECOND_US)
+    assert made.take(2, 1, 0) == Refused(3600, 3601 * SECOND_US, 1)
 
 
 def test_where_the_limit_has_become_less_than_what_is_held_enough_must_go():
     made = limiter(Counted(ends_us=tuple(AHEAD_US + second * SECOND_US for second in range(5))), now_us=10 * SECOND_US,
                    limit_per_minute=2)  # fmt: skip
-    assert made.take(1, 1, 10 * SECOND_US) == Refused(60, 63 * SECOND_US)
+    assert made.take(1, 1, 10 * SECOND_US) == Refused(60, 63 * SECOND_US, 2)
 
 
 def test_new_limits_must_be_configured():
@@ -107,15 +107,15 @@ def test_history_counts_after_a_restart():
     history = Counted(
         ends_us=(AHEAD_US - 59 * SECOND_US,), seconds=((1_700_000_000 - 3000, 1), (1_700_000_000 - 59, 1))
     )
-    assert limiter(history, limit_per_minute=1).take(1, 1, 0) == Refused(60, SECOND_US)
+    assert limiter(history, limit_per_minute=1).take(1, 1, 0) == Refused(60, SECOND_US, 1)
     assert limiter(history, limit_per_minute=2).take(1, 1, 0) is None
-    assert limiter(history, limit_per_hour=2).take(1, 1, 0) == Refused(3600, 601 * SECOND_US)
+    assert limiter(history, limit_per_hour=2).take(1, 1, 0) == Refused(3600, 601 * SECOND_US, 2)
 
 
 def test_history_in_the_future_counts_as_now():
     history = Counted(ends_us=(AHEAD_US + 3600 * SECOND_US,))
     made = limiter(history, now_us=5 * SECOND_US, limit_per_minute=1)
-    assert made.take(1, 1, 5 * SECOND_US) == Refused(60, 65 * SECOND_US)
+    assert made.take(1, 1, 5 * SECOND_US) == Refused(60, 65 * SECOND_US, 1)
 
 
 def test_an_end_folded_while_history_is_read_counts_once():
@@ -128,7 +128,7 @@ def test_an_end_folded_while_history_is_read_counts_once():
     # The reading is as of 7, so it has the first of them and not the second; the third is folded after it.
     made.configure(account(1, limit_per_minute=3), Counted(ends_us=(AHEAD_US + SECOND_US,)), 7, AHEAD_US, SECOND_US)
     made.fold(end(3, seq=9), SECOND_US)
-    assert made.take(4, 1, SECOND_US) == Refused(60, 61 * SECOND_US)
+    assert made.take(4, 1, SECOND_US) == Refused(60, 61 * SECOND_US, 3)
     made.configure(account(1, limit_per_minute=4), Counted(ends_us=(AHEAD_US + SECOND_US,) * 3), 9, AHEAD_US, SECOND_US)
     assert made.take(4, 1, SECOND_US) is None
 
@@ -143,7 +143,7 @@ def test_an_interrupted_attempt_counts_from_then():
     made = limiter(limit_per_minute=1)
     outcomes = (Outcome(0, "in_doubt"),)
     made.fold(Entry(1, AHEAD_US, 1, 1, AttemptInterrupted(attempt=1, outcomes=outcomes, next="due")), 5 * SECOND_US)
-    assert made.take(2, 1, 5 * SECOND_US) == Refused(60, 65 * SECOND_US)
+    assert made.take(2, 1, 5 * SECOND_US) == Refused(60, 65 * SECOND_US, 1)
 
 
 # Any schedule: a relay that counts

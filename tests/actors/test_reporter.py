@@ -32,12 +32,12 @@ from .opened import T0_US, facts, kinds, opened, save_account, start
 S = 1_000_000
 
 
-async def accept(store, *ids: str, recipients: int = 1) -> list[int]:
+async def accept(store, *ids: str, recipients: int = 1, expires_us: int = 2 * T0_US) -> list[int]:
     digests = tuple(f"d{index}" for index in range(recipients))
     drafts = [
         Draft(
             MessageAccepted(
-                id=each, priority=2, due_us=0, expires_us=2 * T0_US, size=1, recipients=digests, letter="d"
+                id=each, priority=2, due_us=0, expires_us=expires_us, size=1, recipients=digests, letter="d"
             ),
             message=OWN,
             account=1,
@@ -88,7 +88,7 @@ def test_what_the_cursor_has_to_pass():
 async def test_every_outcome_is_told_in_the_contracts_shape(tmp_path, autojump_clock):
     application = Application({})
     async with reporting(tmp_path, application) as (store, _):
-        sent, late, refused = await accept(store, "sent", "late", "refused")
+        sent, late, refused = await accept(store, "sent", "late", "refused", expires_us=T0_US)
         await end(store, sent, "done", DELIVERED)
         until_us = T0_US + 60 * S
         await end(store, late, "due", DEFERRED, words="try later", due_us=until_us, due_cause="retry", charged=True)

@@ -211,7 +211,7 @@ async def test_without_upstream_results_are_reported_kept_and_let_go_in_steps(tm
     async with retaining(tmp_path, keep_s=50) as (store, _), trio.open_nursery() as nursery:
         nursery.start_soon(count_as_reported, store)
         numbers = await accept(store, *[f"id {index}" for index in range(STEP + 2)])
-        await store.record([Draft(MessageFailed(cause="internal"), message=number) for number in numbers])
+        await store.record([Draft(MessageFailed(cause="internal"), message=number, account=1) for number in numbers])
         await trio.sleep(40)
         assert len(await states(store)) == STEP + 2
         await trio.sleep(2 * RETAIN_EVERY_S)

@@ -31,13 +31,13 @@ async def test_health_and_ready_are_open_and_say_how_it_is(tmp_path):
 async def test_status_counts_are_disjoint_and_accounts_say_what_ails_them(tmp_path):
     async with running(tmp_path) as service, service.client() as client:
         now_us = service.store.clock.now_us()
-        await service.account("slow")
+        await service.account("slow", limit_per_minute=5)
         await service.accept("due")
         await service.accept("later", due_us=now_us + HOUR_US)
         behind = await service.accept("behind", "slow")
         until = now_us // 1_000_000 + 1000
         await service.one(
-            Draft(AccountThrottled(until_us=until * 1_000_000, window_s=60), behind, service.accounts["slow"])
+            Draft(AccountThrottled(until_us=until * 1_000_000, window_s=60, limit=5), behind, service.accounts["slow"])
         )
         fact = RelayUnreachable("relay.example", 25, "c" * 16, "connect", until * 1_000_000, 1)
         await service.one(Draft(fact))
@@ -113,9 +113,8 @@ async def test_deferred_mail_says_until_when_and_why(tmp_path):
         assert by_id["asked"]["cause"] == "due_later" and by_id["asked"]["attempts"] == 0
         assert by_id["again"]["cause"] == "retry" and by_id["again"]["last_error"] == "451 4.7.1 come back later"
         assert abs(by_id["again"]["deferred_until"] - (now_us + HOUR_US) / 1e6) <= 1
-        await service.one(
-            Draft(AccountThrottled(until_us=now_us + 2 * HOUR_US, window_s=60), number, service.accounts["default"])
-        )
+        account = await service.account("default", limit_per_minute=5)
+        await service.one(Draft(AccountThrottled(until_us=now_us + 2 * HOUR_US, window_s=60, limit=5), number, account))
         causes = {each["cause"] for each in (await client.get("/deferred")).json()["deferred"]}
         assert causes == {"quota"}
 

@@ -86,11 +86,11 @@ async def test_a_message_that_is_deferred(tmp_path):
 
 async def test_over_the_limit_is_deferred_at_once_until_quota_frees(tmp_path):
     async with running(tmp_path) as service, service.client() as client:
-        account = await service.account("default")
+        account = await service.account("default", limit_per_hour=5)
         until_us = service.store.clock.now_us() + HOUR_US
 
         async def throttle(number):
-            await service.one(Draft(AccountThrottled(until_us=until_us, window_s=3600), number, account))
+            await service.one(Draft(AccountThrottled(until_us=until_us, window_s=3600, limit=5), number, account))
 
         for name in ("first", "second"):
             answer = await sending(service, client, throttle, id=name)

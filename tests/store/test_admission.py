@@ -8,7 +8,7 @@ from events.account import AccountPaused, AccountRemoved, AccountResumed, Accoun
 from events.attempt import AttemptInterrupted
 from events.fact import OWN, Draft, Entry
 from events.lifecycle import Refusal
-from events.message import DoubtResolved, MessageRejected, MessageWithdrawn, RetentionPassed
+from events.message import DoubtResolved, MessageFailed, MessageRejected, MessageWithdrawn, RetentionPassed
 from events.report import BatchFetched, ResultsReported
 from events.schedule import DispatchActivated, DispatchSuspended
 from store.admission import _RULES
@@ -285,6 +285,95 @@ def resolving_what_waits(s):
     return about(DoubtResolved(resolution="sent"), message=s.given(accepted("a")))
 
 
+def held(s: Story) -> int:
+    return partly(s, "in_doubt", then="held")
+
+
+@case(None)
+def giving_up_what_waited_too_long(s):
+    number = s.given(accepted("a"))
+    s.writer._now_us = lambda: 2 * T0_US
+    return about(MessageFailed(cause="expired"), message=number)
+
+
+@case("not expired")
+def giving_up_what_still_has_time(s):
+    number = s.given(accepted("a"))
+    s.writer._now_us = lambda: 2 * T0_US - 1
+    return about(MessageFailed(cause="expired"), message=number)
+
+
+@case("not expired")
+def giving_up_what_got_new_content_and_time_meanwhile(s):
+    number = s.given(accepted("a"))
+    s.given(revise(number, "a", ["x"], [0]))
+    s.writer._now_us = lambda: 2 * T0_US
+    return about(MessageFailed(cause="expired"), message=number)
+
+
+@case("not waiting")
+def giving_up_what_is_held(s):
+    number = held(s)
+    s.writer._now_us = lambda: 2 * T0_US
+    return about(MessageFailed(cause="expired"), message=number)
+
+
+@case("other account")
+def giving_up_what_is_another_accounts_by_now(s):
+    number, other = s.given(accepted("a")), s.given(account_saved("other"))
+    s.given(revise(number, "a", ["x"], [0], account=other))
+    s.given(about(AccountRemoved()))
+    return about(MessageFailed(cause="account_removed"), message=number)
+
+
+@case("other account")
+def a_failure_that_names_no_account(s):
+    return about(MessageFailed(cause="internal"), account=None, message=s.given(accepted("a")))
+
+
+@case(None)
+def a_failure_of_our_own(s):
+    return about(MessageFailed(cause="internal"), message=held(s))
+
+
+@case("in flight")
+def giving_up_what_flies(s):
+    s.given(start(number := s.given(accepted("a"))))
+    s.given(about(AccountRemoved()))
+    return about(MessageFailed(cause="account_removed"), message=number)
+
+
+@case(None)
+def ending_what_is_held_under_a_removed_account(s):
+    number = held(s)
+    s.given(about(AccountRemoved()))
+    return about(MessageFailed(cause="account_removed"), message=number)
+
+
+@case("account not removed")
+def ending_the_mail_of_an_account_that_lives(s):
+    return about(MessageFailed(cause="account_removed"), message=s.given(accepted("a")))
+
+
+@case(None)
+def refusing_what_is_over_the_limit(s):
+    number = s.given(accepted("a"))
+    return about(MessageFailed(cause="quota", revision=number), message=number)
+
+
+@case("other revision")
+def refusing_content_that_was_replaced(s):
+    number = s.given(accepted("a"))
+    s.given(revise(number, "a", ["x"], [0]))
+    return about(MessageFailed(cause="quota", revision=number), message=number)
+
+
+@case("not waiting")
+def refusing_what_was_held_meanwhile(s):
+    number = held(s)
+    return about(MessageFailed(cause="quota", revision=number), message=number)
+
+
 @case("unknown message")
 def taking_back_nothing_at_all(s):
     return about(MessageWithdrawn())
@@ -341,7 +430,47 @@ def pausing_what_is_not_there(s):
 
 @case("no such account")
 def throttling_what_is_not_there(s):
-    return about(AccountThrottled(until_us=T0_US, window_s=60), account=None)
+    return about(AccountThrottled(until_us=T0_US, window_s=60, limit=2), account=None)
+
+
+def limited(s: Story, **limits: int | None) -> None:
+    s.given(about(account_saved(**limits).fact))
+
+
+@case(None)
+def throttling_by_the_minutes_limit(s):
+    limited(s, limit_per_minute=2)
+    return about(AccountThrottled(until_us=T0_US, window_s=60, limit=2))
+
+
+@case(None)
+def throttling_by_the_hours_limit(s):
+    limited(s, limit_per_minute=2, limit_per_hour=3)
+    return about(AccountThrottled(until_us=T0_US, window_s=3600, limit=3))
+
+
+@case(None)
+def throttling_by_the_days_limit(s):
+    limited(s, limit_per_day=4)
+    return about(AccountThrottled(until_us=T0_US, window_s=86_400, limit=4))
+
+
+@case("other limit")
+def throttling_by_a_limit_that_was_lifted(s):
+    limited(s, limit_per_minute=2)
+    limited(s, limit_per_hour=2)
+    return about(AccountThrottled(until_us=T0_US, window_s=60, limit=2))
+
+
+@case("other limit")
+def throttling_by_a_limit_that_was_changed(s):
+    limited(s, limit_per_day=3)
+    return about(AccountThrottled(until_us=T0_US, window_s=86_400, limit=2))
+
+
+@case("other limit")
+def throttling_by_no_limit(s):
+    return about(AccountThrottled(until_us=T0_US, window_s=60))
 
 
 @case("token seen")

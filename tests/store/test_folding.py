@@ -147,7 +147,7 @@ def test_an_incomplete_request_is_told_what_was_true_before_it():
 def test_a_batch_that_is_not_whole_brings_back_no_row_that_retention_took():
     with story() as s:
         number = s.given(accepted("a"))
-        final = s.given(about(MessageFailed(cause="quota"), number))
+        final = s.given(about(MessageFailed(cause="internal"), number))
         s.given(Draft(ResultsReported(up_to=final)))
         s.given(Draft(RetentionPassed(before=final + 1)))
         assert s.row(number) is None
@@ -161,7 +161,7 @@ def test_a_batch_that_is_not_whole_brings_back_no_row_that_retention_took():
 def test_retention_in_a_request_that_is_not_whole_takes_nothing():
     with story() as s:
         number = s.given(accepted("a"))
-        final = s.given(about(MessageFailed(cause="quota"), number))
+        final = s.given(about(MessageFailed(cause="internal"), number))
         s.given(Draft(ResultsReported(up_to=final)))
         before = views_of(s.connection)
         refused = s.together(Draft(RetentionPassed(before=final + 1)), Draft(AccountPaused(), account=9), whole=True)
@@ -210,9 +210,9 @@ def test_what_retention_took_is_known_by_its_own_facts():
 def test_retention_keeps_what_is_open_and_what_ended_later():
     with story() as s:
         waiting, failed, later = (s.given(accepted(name)) for name in "abc")
-        final = s.given(about(MessageFailed(cause="quota"), failed))
+        final = s.given(about(MessageFailed(cause="internal"), failed))
         s.given(Draft(ResultsReported(up_to=final)))
-        s.given(about(MessageFailed(cause="quota"), later))
+        s.given(about(MessageFailed(cause="internal"), later))
         s.given(Draft(RetentionPassed(before=final + 1)))
         assert [number for number in (waiting, failed, later) if s.row(number)] == [waiting, later]
         assert s.connection.execute("select message from results").fetchall() == [(later,)]
@@ -220,8 +220,8 @@ def test_retention_keeps_what_is_open_and_what_ended_later():
 
 def test_what_ends_after_retention_is_kept_however_the_log_is_cut():
     """No admission would take such a retention; a fold must not depend on that."""
-    facts = [accepted("a"), accepted("b"), about(MessageFailed(cause="quota"), 1), Draft(RetentionPassed(before=100))]
-    facts.append(about(MessageFailed(cause="quota"), 2))
+    failed = MessageFailed(cause="internal")
+    facts = [accepted("a"), accepted("b"), about(failed, 1), Draft(RetentionPassed(before=100)), about(failed, 2)]
     with database() as connection:
         for seq, draft in enumerate(facts, 1):
             fact, message = draft.fact, draft.message or (None if isinstance(draft.fact, RetentionPassed) else seq)
@@ -275,7 +275,7 @@ def test_revised_under_another_account_and_priority():
 def test_a_requeue_keeps_the_older_result():
     with story() as s:
         number = s.given(accepted("a"))
-        first = s.given(about(MessageFailed(cause="quota"), number))
+        first = s.given(about(MessageFailed(cause="internal"), number))
         revision = s.given(revise(number, "a", ["a:0"], [0]))
         attempt = s.given(start(number, revision))
         second = s.given(end(number, attempt, "done", "delivered"))

@@ -28,7 +28,7 @@ def book(*accounts: str):
             return record(write, [draft], {0: beside} if beside else {}).answers[0].seq
 
         for name in accounts or ("default",):
-            say(account_saved(name))
+            say(account_saved(name, limit_per_minute=9))
         yield connection, say
 
 
@@ -49,7 +49,7 @@ def test_mail_behind_a_throttled_account_is_deferred():
     with book("one", "two") as (db, say):
         number = say(accepted("a", 1))
         say(accepted("b", 2))
-        say(Draft(AccountThrottled(until_us=LATER_US, window_s=60), message=number, account=1))
+        say(Draft(AccountThrottled(until_us=LATER_US, window_s=60, limit=9), message=number, account=1))
         assert ids(reading.pending(db, NOW_US, 0, 10)) == ["b"]
         assert ids(reading.deferred(db, NOW_US, 0, 10)) == ["a"]
         assert ids(reading.pending(db, LATER_US, 0, 10)) == ["a", "b"]
@@ -139,7 +139,7 @@ def test_counts_are_disjoint_and_exact_to_the_microsecond():
         for index, due_us in enumerate((0, NOW_US, NOW_US + 1, edge_us + minute_us - 1, edge_us + minute_us, LATER_US)):
             say(accepted(f"m{index}", 1, due_us=due_us, priority=index % 4))
         throttled = say(accepted("t", 2))
-        say(Draft(AccountThrottled(until_us=LATER_US, window_s=60), message=throttled, account=2))
+        say(Draft(AccountThrottled(until_us=LATER_US, window_s=60, limit=9), message=throttled, account=2))
         flying = say(accepted("flies"))
         say(started(flying))
         say(Draft(MessageHeld(cause="in_doubt"), message=say(accepted("held"))))

@@ -84,6 +84,7 @@ def test_taken_back_in_flight_what_is_still_open_is_withdrawn_when_the_attempt_e
 def test_an_expired_message_says_so_for_whoever_was_not_reached():
     with story() as s:
         number = tried(s, "due", "delivered", "deferred", "refused")
+        s.writer._now_us = lambda: 2 * T0_US
         s.given(about(MessageFailed(cause="expired", after_s=60), number))
         assert s.statuses(number) == ["delivered", "expired", "refused"]
         assert (s.row(number).cause, s.row(number).detail) == ("expired", "60")
@@ -237,7 +238,8 @@ def test_slots_count_what_a_relay_counts_in_a_ring_of_a_day():
 
 def test_new_limits_open_what_the_old_ones_had_closed():
     with story() as s:
-        s.given(about(AccountThrottled(until_us=9, window_s=60)))
+        s.given(about(account_saved(limit_per_minute=2).fact))
+        s.given(about(AccountThrottled(until_us=9, window_s=60, limit=2)))
         until = "select throttled_until_us, paused, removed from accounts"
         assert s.connection.execute(until).fetchall() == [(9, 0, 0)]
         s.given(about(account_saved(limit_per_minute=3).fact))

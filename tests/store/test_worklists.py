@@ -59,7 +59,7 @@ def written():
             record(write, [started(numbers[f"flying {account}"], account=account)])
             attempt = record(write, [started(numbers[f"sent {account}"], account=account)]).answers[0].seq
             record(write, [ended(numbers[f"sent {account}"], attempt, account=account)], {0: Replies(((0, "ok"),))})
-            record(write, [Draft(MessageFailed(cause="internal"), message=numbers[f"failed {account}"])])
+            record(write, [Draft(MessageFailed(cause="internal"), numbers[f"failed {account}"], account)])
             record(write, [Draft(MessageWithdrawn(), message=numbers[f"withdrawn {account}"])])
         record(write, [Draft(MessageRejected(id="rejected", reason="missing to"), message=OWN)])
         record(write, [Draft(AccountRemoved(), account=2)])
@@ -117,7 +117,7 @@ def test_a_removed_accounts_mail_is_found_but_for_what_flies(written):
     connection, write, numbers = written
     assert orphaned(connection) == [(numbers["waiting 2"], 2), (numbers["held 2"], 2)]
     assert len(orphaned(connection, 1)) == 1
-    record(write, [Draft(MessageFailed(cause="account_removed"), message=number) for number, _ in orphaned(connection)])
+    record(write, [Draft(MessageFailed(cause="account_removed"), *found) for found in orphaned(connection)])
     assert orphaned(connection) == []
 
 

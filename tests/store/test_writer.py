@@ -4,6 +4,7 @@ import sqlite3
 
 import pytest
 
+from events.account import AccountRemoved
 from events.fact import Draft, Entry
 from events.message import ContentErased, MessageWithdrawn
 from store.beside import Replies, Sealed, secret_name
@@ -36,6 +37,22 @@ def test_what_stands_beside_a_fact_is_in_the_same_commit():
         assert rows(s.connection, "secrets") == [(secret_name(other), b"sealed")]
         s.given(Draft(account_saved("other").fact, account=other), Sealed(b"newer"))
         assert rows(s.connection, "secrets") == [(secret_name(other), b"newer")]
+
+
+def test_a_removed_account_takes_its_password_along():
+    with story() as s:
+        one, other = (s.given(account_saved(name), Sealed(name.encode())) for name in ("one", "other"))
+        s.given(Draft(AccountRemoved(), account=one))
+        assert rows(s.connection, "secrets") == [(secret_name(other), b"other")]
+
+
+def test_a_removal_in_a_request_that_is_not_whole_leaves_the_password():
+    with story() as s:
+        one = s.given(account_saved("one"), Sealed(b"sealed"))
+        removal = Draft(AccountRemoved(), account=one)
+        assert not s.together(removal, removal, whole=True).complete
+        s.given(accepted("a"))
+        assert rows(s.connection, "secrets") == [(secret_name(one), b"sealed")]
 
 
 def test_what_stands_beside_a_fact_that_was_refused_is_not_written():

@@ -138,7 +138,9 @@ class Walker:
         return self._about(MessageHeld(cause="walker"))
 
     def _fail(self) -> Draft:
-        return self._about(MessageFailed(cause=self.chance.choice(("expired", "quota", "account_removed")), after_s=9))
+        row, cause = self._row(), self.chance.choice(("expired", "quota", "internal"))
+        fact = MessageFailed(cause=cause, after_s=9, revision=row.revision if row else None)
+        return Draft(fact, message=row.number if row else 99, account=row.account if row else None)
 
     def _resolve(self) -> Draft:
         resolution = self.chance.choice(("resend", "sent", "error"))
@@ -179,8 +181,9 @@ class Walker:
     def _account(self) -> Draft:
         number = self._account_number()
         if self.chance.random() < 0.4:
-            return account_saved(self.chance.choice(("a", "b", "c")))
-        changed, throttled = account_saved("a").fact, AccountThrottled(until_us=self._due_us(), window_s=60)
+            return account_saved(self.chance.choice(("a", "b", "c")), limit_per_minute=2)
+        changed = account_saved("a", limit_per_minute=self.chance.choice((2, 3))).fact
+        throttled = AccountThrottled(until_us=self._due_us(), window_s=60, limit=2)
         plain = (AccountPaused(), AccountResumed(), AccountResumed(), AccountRemoved())
         fact = self.chance.choice((*plain, changed, throttled))
         return Draft(fact, account=number)
