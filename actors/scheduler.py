@@ -459,9 +459,7 @@ class Scheduler:
         """Whether a sender of this account that is ready now would be given something."""
         return account in self._hungry
 
-    def plan(
-        self, now_us: int, credit: Callable[[int], int], *, disk_low: bool = False, expiry: bool = True
-    ) -> Plan:
+    def plan(self, now_us: int, credit: Callable[[int], int], *, disk_low: bool = False, expiry: bool = True) -> Plan:
         """What may go now; `credit(account)` is how many connected senders wait. What is offered is out from then.
         Without `expiry` the clock is not trusted to say that a message's time is over."""
         self._stirred = False
@@ -569,9 +567,7 @@ class Scheduler:
         known = self._accounts[account]
         before = len(chosen)
         for priority, row in heads:
-            candidate = Candidate(
-                row.number, account, priority, row.revision, row.recipients, row.more, row.expires_us
-            )
+            candidate = Candidate(row.number, account, priority, row.revision, row.recipients, row.more, row.expires_us)
             self._out[row.number] = candidate
             chosen.append(candidate)
         known.offered += len(chosen) - before

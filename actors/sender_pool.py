@@ -283,7 +283,7 @@ class SenderPool:
             raise RelayTrouble("auth", sentence) from None
         credentials = msgspec.json.decode(opened, type=_Credentials)
         digest = self._store.secrets.credentials_digest(credentials.user, credentials.password)
-        if sealed and digest != account.credentials:
+        if (sealed and digest != account.credentials) or (sealed is None and account.has_password):
             # The account was saved anew a moment ago: what is sealed now is not for the relay of this row.
             raise RelayTrouble("auth", "the account has changed: its new relay is connected to instead")
         relay = Relay(

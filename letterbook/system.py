@@ -220,8 +220,7 @@ class System:
         return ("clock",) if self.retention.paused_for_s else ()
 
     def _gauges(self) -> Mapping[str, float]:
-        connections = self.delivery.pool.connections()
-        return {"connections": sum(connections.values()), "in_flight": connections["busy"], **self.disk.gauges()}
+        return {"connections": sum(self.delivery.pool.connections().values()), **self.disk.gauges()}
 
     # Life
 

@@ -106,6 +106,7 @@ _RETAIN = ("delete from messages where final_seq < ?", "delete from results wher
 
 _ENDS_OF_ATTEMPTS = frozenset({AttemptEnded, AttemptInterrupted})
 
+
 class _Mark(Struct, frozen=True):
     totals: dict[Any, int]
     dues: dict[Any, int]

@@ -43,18 +43,21 @@ async def opened(folder: Path) -> AsyncIterator[Store]:
 
 
 class Meddling:
-    """A store in which something happens just before each start of an attempt is recorded."""
+    """A store in which something happens just before each start of an attempt, or fact of another kind, is recorded."""
 
-    def __init__(self, store: Store, before: Callable[[Draft], Awaitable[None]]) -> None:
+    def __init__(
+        self, store: Store, before: Callable[[Draft], Awaitable[None]], kind: type[Fact] = AttemptStarted
+    ) -> None:
         self._store = store
         self._before = before
+        self._kind = kind
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def record(self, drafts: Sequence[Draft], **fields: Any) -> Recorded:
         for draft in drafts:
-            if isinstance(draft.fact, AttemptStarted):
+            if isinstance(draft.fact, self._kind):
                 await self._before(draft)
         return await self._store.record(drafts, **fields)
 

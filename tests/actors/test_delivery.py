@@ -11,10 +11,10 @@ import trio
 import trio.testing
 
 from actors.delivery import Delivery
-from events.account import AccountPaused, AccountRemoved, AccountResumed
+from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountThrottled
 from events.attempt import AttemptStarted
 from events.fact import Draft, Entry, Fact
-from events.message import MessageRevised, MessageWithdrawn
+from events.message import MessageFailed, MessageRevised, MessageWithdrawn
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import MICROSECONDS
 from letterbook.capture import Captured, CaptureRelay
@@ -179,6 +179,38 @@ def revised(store: Store) -> MessageRevised:
     return MessageRevised(
         id="m", priority=2, due_us=now_us, expires_us=now_us * 2, size=1, recipients=("d",), reach=(0,), letter=""
     )
+
+
+async def test_a_limit_that_is_lifted_while_its_refusal_is_recorded_closes_nothing(
+    folder: Path, autojump_clock: Clock
+) -> None:
+    async with opened(folder) as store:
+        account = await save(store, "a", limit_per_minute=1)
+
+        async def lift(draft: Draft) -> None:
+            assert isinstance(draft.fact, AccountThrottled) and draft.fact.limit == 1
+            await save(store, "a", account=account)
+
+        async with running(Meddling(store, lift, AccountThrottled), {"a": CaptureRelay()}):
+            await accept(store, account, 3)
+            await done(store, 3)
+        assert not await of_kind(store, "AccountThrottled")
+    assert trio.current_time() < 5
+
+
+async def test_content_that_came_while_the_old_was_refused_is_judged_anew(folder: Path, autojump_clock: Clock) -> None:
+    async with opened(folder) as store:
+        account = await save(store, "a", limit_per_minute=1, limit_behavior="reject")
+
+        async def revise(draft: Draft) -> None:
+            if draft.fact.revision == draft.message:  # type: ignore[attr-defined]  # it is a MessageFailed
+                await store.record([Draft(revised(store), message=draft.message, account=account)])
+
+        async with running(Meddling(store, revise, MessageFailed), {"a": CaptureRelay()}):
+            await accept(store, account, 2)
+            await done(store, 2)
+        [failed], [newer] = await of_kind(store, "MessageFailed"), await of_kind(store, "MessageRevised")
+        assert failed.fact.revision == newer.seq
 
 
 async def test_while_the_log_takes_no_starts_nothing_is_lost_and_little_is_asked(

@@ -82,7 +82,6 @@ class StockRelay:
         while len(self.arrived) < count:
             await trio.sleep(LOOK_S)
 
-
     async def until_left(self) -> None:
         """Wait until no client is connected: aiosmtpd leaves open what is open when it stops."""
         while self.sessions:
