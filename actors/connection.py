@@ -25,7 +25,7 @@ import trio
 from anyio.abc import ByteStream
 from msgspec import Struct, structs
 
-from events.account import TlsMode
+from events.account import IMPLICIT_TLS_PORT, TlsMode
 
 from .network import Network
 from .smtp.auth import CLEAR_PREFERENCE, ENCRYPTED_PREFERENCE, encode
@@ -34,9 +34,6 @@ from .smtp.reply import TEXT_CHARACTERS_MAX, Reply
 from .smtp.transaction import Delivery, Mail
 
 __all__ = ["Connection", "Delivery", "Mail", "Relay", "RelayTrouble", "TroubleReason", "connect"]
-
-IMPLICIT_TLS_PORT = 465
-"""RFC 8314 section 3.3: submissions, TLS from the first byte."""
 
 LAST_WORDS_SECONDS = 2.0
 """After a failed write, how long to read on: a relay that hangs up has usually said why just before."""

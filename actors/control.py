@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 from msgspec import Struct
 
 from events import commands, payloads
-from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountSaved, TlsMode
+from events.account import IMPLICIT_TLS_PORT, AccountPaused, AccountRemoved, AccountResumed, AccountSaved, TlsMode
 from events.commands import Control, Refused, Unavailable
 from events.fact import OWN, Draft
 from events.lifecycle import FINAL
@@ -26,7 +26,7 @@ from events.message import ContentErased, MessageHeld, MessageWithdrawn
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import CONTROL
 from store import reading
-from store.beside import Sealed
+from store.beside import Credentials, Sealed
 from store.dispatching import sealed_credentials
 from store.opening import Store
 from store.recorder import NotRecorded
@@ -43,17 +43,8 @@ ACCOUNT_ID_CHARACTERS_MAX = 200
 """It is a label of metrics and a part of paths, so it stays short."""
 
 DEFAULT_TTL_S = 300
-IMPLICIT_TLS_PORT = 465
-"""Where TLS comes before the greeting (RFC 8314 section 3.3)."""
 
 Answer = dict[str, Any]
-
-
-class Credentials(Struct, frozen=True):
-    """What stands sealed beside an account."""
-
-    user: str | None = None
-    password: str | None = None
 
 
 class Saving(Struct, frozen=True):

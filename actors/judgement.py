@@ -12,6 +12,7 @@ once, which is no retry; retries are exhausted; another retry.
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from events.attempt import AttemptEnded, AttemptInterrupted, DueCause, EndCause, Next
 from events.values import MICROSECONDS, Outcome
@@ -99,12 +100,7 @@ def interrupted(
     return AttemptInterrupted(
         attempt=attempt,
         outcomes=outcomes,
-        next=after.next,
-        charged=after.charged,
-        due_us=after.due_us,
-        due_cause=after.due_cause,
-        cause=after.cause,
-        retries=after.retries,
+        **asdict(after),
     )
 
 
@@ -122,12 +118,7 @@ def ended(
     return AttemptEnded(
         attempt=attempt,
         outcomes=outcomes,
-        next=after.next,
-        charged=after.charged,
-        due_us=after.due_us,
-        due_cause=after.due_cause,
-        cause=after.cause,
-        retries=after.retries,
+        **asdict(after),
         stage=stage,
         tls=tls,
         verified=verified,

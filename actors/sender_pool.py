@@ -38,7 +38,7 @@ from events.attempt import AttemptStarted
 from events.fact import Draft, Fact
 from events.letter import Envelope, Letter
 from events.values import MICROSECONDS, Outcome, parse_address
-from store.beside import LetterRow, Replies
+from store.beside import Credentials, LetterRow, Replies
 from store.dispatching import sealed_credentials
 from store.opening import Store
 from store.recorder import NotRecorded
@@ -97,11 +97,6 @@ class _Work(Struct, frozen=True, eq=False):
 
     send: trio.MemorySendChannel[Candidate]
     receive: trio.MemoryReceiveChannel[Candidate]
-
-
-class _Credentials(Struct, frozen=True):
-    user: str | None = None
-    password: str | None = None
 
 
 class _Came(Struct, frozen=True):
@@ -281,7 +276,7 @@ class SenderPool:
         except InvalidTag:
             sentence = "the stored password cannot be opened with this key: save the account again"
             raise RelayTrouble("auth", sentence) from None
-        credentials = msgspec.json.decode(opened, type=_Credentials)
+        credentials = msgspec.json.decode(opened, type=Credentials)
         digest = self._store.secrets.credentials_digest(credentials.user, credentials.password)
         if (sealed and digest != account.credentials) or (sealed is None and account.has_password):
             # The account was saved anew a moment ago: what is sealed now is not for the relay of this row.

@@ -8,6 +8,9 @@ LimitBehavior = Literal["defer", "reject"]
 TlsMode = Literal["auto", "none", "starttls-required", "implicit"]
 AuthMode = Literal["auto", "plain", "login"]
 
+IMPLICIT_TLS_PORT = 465
+"""Where TLS comes before the greeting (RFC 8314 section 3.3)."""
+
 
 class AccountSaved(Fact):
     """An account was made or changed. `credentials` is a digest of user and password, which stand with the secrets.

@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 
 from events.fact import Entry
 from store import reading
+from store.beside import Credentials
 from store.results_text import states_of
 from store.secrets import Secrets
 from store.views.messages import MessageRow
@@ -162,13 +163,9 @@ def accounts(connection: reading.Connection, look: Look, secrets: Secrets | None
     )
 
 
-class _Credentials(Struct, frozen=True):
-    user: str | None = None
-
-
 def _user(secrets: Secrets, sealed: bytes) -> str | None:
     """None also where it cannot be unsealed (another key, or damage): the other accounts are shown all the same."""
     try:
-        return msgspec.json.decode(secrets.unseal(sealed), type=_Credentials).user
+        return msgspec.json.decode(secrets.unseal(sealed), type=Credentials).user
     except (InvalidTag, ValueError):
         return None

@@ -35,7 +35,7 @@ from actors.fetcher import Fetcher
 from actors.ingest import run_ingest
 from actors.judgement import RetryPolicy
 from actors.network import Network, TrioNetwork
-from actors.parse import Policy
+from actors.parse import DEFAULT_ACCOUNT, Policy
 from actors.reporter import Reporter, count_as_reported
 from actors.retention import Retention
 from actors.sender_pool import DeliveryPolicy
@@ -73,7 +73,6 @@ DISK_LOOK_S = 1.0
 SWITCH_INTERVAL_S = 0.0002
 """The loop holds Python's lock for so long before the writer's thread may have it; the default of 5 ms starved it."""
 
-DEFAULT_ACCOUNT = "default"
 CONFIG = "config"
 
 
@@ -137,7 +136,7 @@ class System:
         self.retention = Retention(
             store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
         )
-        self.delivery = self._new_delivery()
+        self.delivery: Delivery | None = None
         give_submissions, self._submissions = trio.open_memory_channel[Submission](SUBMISSIONS_MAX)
         give_controls, self._controls = trio.open_memory_channel[Control](CONTROLS_MAX)
         self._inlets = (give_submissions, give_controls)
@@ -173,8 +172,8 @@ class System:
 
     async def _deliver(self) -> None:
         """Each start of the unit is a new one: nothing of a crashed one is left but what is in the log."""
-        self.delivery = self._new_delivery()
-        await self.delivery.run(self._draining, self.config.server.drain_seconds)
+        self.delivery = unit = self._new_delivery()
+        await unit.run(self._draining, self.config.server.drain_seconds)
 
     async def _ingest(self) -> None:
         delivery = self.config.delivery
@@ -191,7 +190,8 @@ class System:
         )
 
     def _run_delivery_now(self) -> None:
-        self.delivery.run_now()
+        if self.delivery:
+            self.delivery.run_now()
 
     async def _fetch(self, url: str) -> None:
         world, config = self.world, self.config
@@ -220,7 +220,8 @@ class System:
         return ("clock",) if self.retention.paused_for_s else ()
 
     def _gauges(self) -> Mapping[str, float]:
-        return {"connections": sum(self.delivery.pool.connections().values()), **self.disk.gauges()}
+        connections = self.delivery.pool.connections() if self.delivery else {}
+        return {"connections": sum(connections.values()), **self.disk.gauges()}
 
     # Life
 

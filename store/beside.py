@@ -29,13 +29,20 @@ class Replies(Struct, frozen=True):
 
 
 class Sealed(Struct, frozen=True):
-    """With AccountSaved: JSON of {"user", "password"} as `Secrets.seal` gave it."""
+    """With AccountSaved: JSON of Credentials as `Secrets.seal` gave it."""
 
     data: bytes
 
     @property
     def size(self) -> int:
         return len(self.data)
+
+
+class Credentials(Struct, frozen=True):
+    """What is sealed beside an account; its digest stands in the account's facts."""
+
+    user: str | None = None
+    password: str | None = None
 
 
 Beside = LetterRow | Replies | Sealed

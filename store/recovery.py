@@ -50,7 +50,7 @@ class Situation(Struct, frozen=True, kw_only=True):
 
 class Decision(Struct, frozen=True, kw_only=True):
     """What the opener does, in this order: refuse to start; refold the views; go on under a new log id with these
-    facts; interrupt the open attempts; let nothing expire for `pause_expiry_us`.
+    facts; let nothing expire for `pause_expiry_us`.
 
     `label` is for the fact ServiceStarted. `lines` are for the operator; an uneventful start has none.
     """
@@ -59,7 +59,6 @@ class Decision(Struct, frozen=True, kw_only=True):
     refuse: bool = False
     refold: bool = False
     facts: tuple[Fact, ...] = ()
-    interrupt: bool = False
     pause_expiry_us: int = 0
     lines: tuple[str, ...] = ()
 
@@ -77,7 +76,6 @@ class Case(Struct, frozen=True):
     refuse: bool = False
     refold: bool = False
     restored: bool = False
-    interrupt: bool = False
     pause_expiry_us: int = 0
 
     def matches(self, words: tuple[str, ...]) -> bool:
@@ -191,7 +189,6 @@ END = Aspect(
             "attempts open",
             ("facts", ANY, "open"),
             "attempts under way when the last run ended: {open_attempts}; whether they arrived is in doubt",
-            interrupt=True,
         ),
     ),
 )
@@ -230,7 +227,6 @@ def decide(situation: Situation) -> Decision:
         refuse=any(case.refuse for case in cases),
         refold=any(case.refold for case in cases),
         facts=_restored(situation) if restored else (),
-        interrupt=any(case.interrupt for case in cases),
         pause_expiry_us=max(case.pause_expiry_us for case in cases),
         lines=tuple(_line(case, situation) for case in cases if case.line),
     )

@@ -1,20 +1,30 @@
 """One attempt, from its grant to its end: what the relay did, and what is in the log then."""
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
+import anyio
+import msgspec
 import pytest
 import trio
 import trio.testing
 
+from actors.connection import RelayTrouble
+from actors.delivery import Delivery
+from actors.sender_pool import DeliveryPolicy
+from events.account import AccountSaved, RelayUnreachable
 from events.attempt import AttemptEnded
+from events.fact import Draft
+from events.values import MICROSECONDS
 from letterbook.capture import CaptureRelay
-from store.beside import LetterRow
+from store.beside import Credentials, LetterRow, Sealed
+from store.views.accounts import AccountRow
 
 from .delivering import accept, delivering, done, ends, letter, of_kind, opened, retrying, running, save, until
 from .opened import rows, states
-from .world import Relay, falls_silent_after, hangs_up_after
+from .world import Relay, World, falls_silent_after, hangs_up_after
 
 Clock = trio.testing.MockClock
 
@@ -290,3 +300,70 @@ async def test_content_that_was_erased_ends_its_message(folder: Path, autojump_c
         assert isinstance(fact, AttemptEnded)
         assert (fact.next, fact.cause, statuses(fact)) == ("failed", "content_missing", ["deferred"])
     assert relay.received == 0
+
+
+class Remembering(World):
+    """A world that keeps every stream it made."""
+
+    def __init__(self, nursery: trio.Nursery, relays: dict[str, Any]) -> None:
+        super().__init__(nursery, relays)
+        self.streams: list[Any] = []
+
+    async def connect(self, host: str, port: int) -> Any:
+        stream = await super().connect(host, port)
+        self.streams.append(stream)
+        return stream
+
+
+async def test_a_unit_that_is_cancelled_leaves_no_idle_connection_open(folder: Path, autojump_clock: Clock) -> None:
+    async with opened(folder) as store, trio.open_nursery() as outside:
+        world = Remembering(outside, {"a": CaptureRelay()})
+        unit = Delivery(store, world, DeliveryPolicy(), random.Random(1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(unit.run, trio.Event(), 25)
+            await accept(store, await save(store, "a"))
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        assert world.streams
+        for stream in world.streams:
+            with pytest.raises(anyio.BrokenResourceError):
+                await stream.send(b"x")
+        outside.cancel_scope.cancel()
+
+
+async def test_a_password_is_shown_to_no_relay_but_the_one_it_was_saved_for(
+    folder: Path, autojump_clock: Clock
+) -> None:
+    relays = {"old.example": CaptureRelay(), "new.example": CaptureRelay()}
+    async with delivering(folder, relays) as (store, unit, world):
+        account = await save(store, "old.example")
+
+        async def seal(host: str, password: str) -> AccountRow:
+            credentials = Credentials("user", password)
+            digest = store.secrets.credentials_digest("user", password)
+            saved = AccountSaved(
+                id="old.example", host=host, port=25, credentials=digest, has_password=True, tls="none"
+            )
+            sealed = Sealed(store.secrets.seal(msgspec.json.encode(credentials)))
+            await store.record([Draft(saved, account=account)], beside={0: sealed}, urgent=True)
+            await trio.testing.wait_all_tasks_blocked()
+            return unit.account(account)
+
+        a_moment_ago = await seal("old.example", "first")
+        await seal("new.example", "second")
+        with pytest.raises(RelayTrouble, match="the account has changed"):
+            await unit.pool._connect(a_moment_ago)
+        assert world.connects == []
+
+
+async def test_a_relay_is_not_left_alone_for_as_long_as_a_wrong_clock_said(folder: Path, autojump_clock: Clock) -> None:
+    relay = CaptureRelay()
+    async with opened(folder) as store:
+        account = await save(store, "a")
+        await accept(store, account)
+        in_a_day_us = store.clock.now_us() + 86_400 * MICROSECONDS
+        down = RelayUnreachable(host="a", port=25, credentials="c" * 16, reason="dns", until_us=in_a_day_us, failures=5)
+        await store.record([Draft(down, account=account)])
+        async with running(store, {"a": relay}):
+            await trio.sleep(400)
+    assert relay.received == 1

@@ -106,7 +106,7 @@ def test_every_situation_is_decided_with_one_line_an_eventful_aspect():
 def test_an_uneventful_start_says_nothing_and_decides_nothing():
     decision = decide(USUAL)
     assert (decision.label, decision.lines) == ("clean stop", ())
-    assert not (decision.refuse or decision.refold or decision.facts or decision.interrupt or decision.pause_expiry_us)
+    assert not (decision.refuse or decision.refold or decision.facts or decision.pause_expiry_us)
 
 
 def test_a_first_start_says_nothing():
@@ -153,10 +153,10 @@ def test_stale_views_are_refolded_up_to_a_size_and_then_refused():
             assert any("letterbook rebuild" in line for line in decision.lines)
 
 
-def test_open_attempts_are_interrupted_however_the_last_run_ended():
+def test_open_attempts_are_said_however_the_last_run_ended():
     for stopped in (True, False):
         decision = decide(replace(USUAL, stopped=stopped, open_attempts=3))
-        assert decision.interrupt and decision.lines == (
+        assert decision.lines == (
             "attempts under way when the last run ended: 3; whether they arrived is in doubt",
         )
 
