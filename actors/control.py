@@ -145,7 +145,7 @@ def _invalid(account: payloads.Account) -> str | None:
         value = getattr(account, name)
         if value is not None and not 0 <= value < 2**31:
             return f"{name} must not be negative nor over {2**31 - 1}; 0 means none"
-    if account.auth in ("plain", "login") and not account.user:
+    if account.auth not in (None, "auto") and not account.user:
         return f"user is missing: auth {account.auth} needs one"
     return None
 

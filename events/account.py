@@ -6,7 +6,7 @@ from .fact import Fact
 
 LimitBehavior = Literal["defer", "reject"]
 TlsMode = Literal["auto", "none", "starttls-required", "implicit"]
-AuthMode = Literal["auto", "plain", "login"]
+AuthMode = Literal["auto", "plain", "login", "cram-md5"]
 
 IMPLICIT_TLS_PORT = 465
 """Where TLS comes before the greeting (RFC 8314 section 3.3)."""

@@ -73,7 +73,7 @@ class Account(Struct, frozen=True, forbid_unknown_fields=True):
     tls: Literal["auto", "none", "starttls-required", "implicit"] | None = None
     tls_verify: bool | None = None
     tls_ca_file: str | None = None
-    auth: Literal["auto", "plain", "login"] | None = None
+    auth: Literal["auto", "plain", "login", "cram-md5"] | None = None
     batch_size: int | None = None
     max_connections: int | None = None
     max_messages_per_connection: int | None = None

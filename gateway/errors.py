@@ -1,9 +1,11 @@
 """Answers and errors: every error is the same JSON object with one sentence that says what to change."""
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, inspect
 
 RETRY_AFTER_S = 1
 """What is full is usually emptied within a second."""
@@ -59,7 +61,7 @@ def decode(data: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise bad(f"the body does not fit: {error}") from None
+        raise bad(f"the body does not fit: {_what(error, decoder.type)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad(f"the body is not JSON: {error}") from None
     except RecursionError:
@@ -71,4 +73,25 @@ def convert(fields: dict[str, Any], to: type[Any]) -> Any:
     try:
         return msgspec.convert(fields, to, strict=False)
     except msgspec.ValidationError as error:
-        raise bad(f"the parameters do not fit: {error}") from None
+        raise bad(f"the parameters do not fit: {_what(error, to)}") from None
+
+
+_WRONG_WORD = re.compile(r"Invalid enum value .* - at `\$\.([\w.]+)`\Z", re.DOTALL)
+
+
+def _what(error: msgspec.ValidationError, kind: Any) -> str:
+    """The decoder's words, which name the path; of a closed list they do not name the words, so this does."""
+    if match := _WRONG_WORD.match(f"{error}"):
+        path = match[1]
+        if words := _words(inspect.type_info(kind), path.split(".")):
+            return f"{path} is none of {', '.join(words)}"
+    return f"{error}"
+
+
+def _words(kind: inspect.Type, path: Sequence[str]) -> Iterable[str]:
+    """The words that the field at this path may be; none where it is no closed list."""
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    if not path:
+        return [f"{word}" for each in kinds if isinstance(each, inspect.LiteralType) for word in each.values]
+    fields = [field for each in kinds if isinstance(each, inspect.StructType) for field in each.fields]
+    return [word for field in fields if field.encode_name == path[0] for word in _words(field.type, path[1:])]

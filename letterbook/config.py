@@ -161,5 +161,7 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"[storage] key_file = {storage.key_file} is also db_path: write another path for the key")
     if smtp.user and not smtp.host:
         raise ConfigError("[smtp] user is set and host is empty: write the relay's host, or leave user empty")
+    if smtp.auth != "auto" and not smtp.user:
+        raise ConfigError(f"[smtp] auth is {smtp.auth} and user is empty: write the name to log in with")
     if smtp.password and not smtp.user:
         raise ConfigError("[smtp] password is set and user is empty: write the name to log in with")

@@ -91,6 +91,10 @@ class Smtp(Struct, frozen=True):
         Literal["auto", "none", "starttls-required", "implicit"] | None,
         Key(choice("auto", "none", "starttls-required", "implicit"), "How the connection is secured, before use_tls."),
     ] = None
+    auth: Annotated[
+        Literal["auto", "plain", "login", "cram-md5"],
+        Key(choice("auto", "plain", "login", "cram-md5"), "How to log in; auto: the best that the relay offers."),
+    ] = "auto"
     ehlo_name: Annotated[str | None, Key(HOST, "Name given in EHLO, by every account; empty: this machine's.")] = None
     message_id_domain: Annotated[
         str | None, Key(HOST, "Right side of the Message-IDs made here; empty: the domain of the sender.")

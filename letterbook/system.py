@@ -341,6 +341,7 @@ def default_account(config: Config) -> payloads.Account | None:
         password=str(smtp.password) or None,
         use_tls=smtp.use_tls,
         tls=smtp.tls,
+        auth=smtp.auth,
     )
 
 

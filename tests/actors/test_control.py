@@ -107,6 +107,7 @@ def test_tls_wins_over_use_tls(fields, mode):
         ({"max_connections": -1}, "max_connections"),
         ({"ttl": -1}, "ttl"),
         ({"auth": "plain"}, "user"),
+        ({"auth": "cram-md5"}, "user"),
         ({"password": "p"}, "user"),
         ({"user": "u\r\n", "password": "p"}, "control character"),
     ],

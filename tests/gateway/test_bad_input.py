@@ -158,6 +158,23 @@ OUT_OF_RANGE = [
 ]
 
 
+WRONG_WORDS = [
+    ("POST", "/account", {"id": "a", "host": "h", "port": 25, "tls": "ssl"}, "tls", "starttls-required"),
+    ("POST", "/account", {"id": "a", "host": "h", "port": 25, "auth": "digest"}, "auth", "cram-md5"),
+    ("POST", "/account", {"id": "a", "host": "h", "port": 25, "limit_behavior": "drop"}, "limit_behavior", "reject"),
+    ("POST", "/commands/activate", {"restored": "maybe"}, "restored", "hold"),
+    ("GET", "/messages?status=lost", None, "status", "in_flight"),
+    ("GET", "/audit/at?seq=1&view=all", None, "view", "deferred"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "field", "word"), WRONG_WORDS)
+async def test_a_word_that_is_not_on_the_list_is_answered_with_the_list(tmp_path, method, path, body, field, word):
+    async with running(tmp_path) as service, service.client() as client:
+        sentence = assert_error(await client.request(method, path, json=body), 400)["error"]
+        assert f" {field} is none of " in sentence and word in sentence.split(" is none of ")[1].split(", ")
+
+
 async def test_parameters_out_of_range(tmp_path):
     async with running(tmp_path) as service, service.client() as client:
         for query in OUT_OF_RANGE:

@@ -53,6 +53,7 @@ def test_an_empty_value_counts_as_not_set(tmp_path):
         ("smtp", "use_tls", "0", False),
         ("smtp", "use_tls", "", None),
         ("smtp", "tls", "starttls-required", "starttls-required"),
+        ("smtp", "auth", "", "auto"),
         ("smtp", "host", "2001:db8::25", "2001:db8::25"),
         ("storage", "db_path", "/var/lib/a b/letterbook.db", Path("/var/lib/a b/letterbook.db")),
         ("fetch", "url", "https://upstream.example:8443/mail/", "https://upstream.example:8443/mail"),
@@ -84,6 +85,7 @@ def test_each_kind_of_value_is_read(tmp_path, section, key, text, value):
         ("scheduler", "timezone", "Europe"),
         ("smtp", "tls", "ssl"),
         ("smtp", "port", "0"),
+        ("smtp", "auth", "digest-md5"),
         ("fetch", "url", "ftp://upstream.example"),
         ("fetch", "url", "https://upstream.example:port"),
         ("fetch", "url", "https://upstream.example/?a=1"),
@@ -174,6 +176,7 @@ def test_keys_that_contradict_each_other_are_refused():
     assert "is also db_path" in complaint(LETTERBOOK_STORAGE_KEY_FILE="letterbook.db")
     assert "host is empty" in complaint(LETTERBOOK_SMTP_USER="u")
     assert "user is empty" in complaint(LETTERBOOK_SMTP_PASSWORD="p")
+    assert "auth is cram-md5 and user is empty" in complaint(LETTERBOOK_SMTP_AUTH="cram-md5")
 
 
 def test_loopback_is_judged_by_the_address_alone():
