@@ -90,8 +90,9 @@ class World(Struct, frozen=True):
 class Disk:
     """What is left of the disk, as of a second ago."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, store: Store) -> None:
         self._path = config.storage.db_path
+        self._wal_index = store.wal_index
         self._min_free_mb = config.storage.min_free_mb
         self._growth = Growth()
         self._low = disk_low(self._path, self._min_free_mb)
@@ -106,7 +107,7 @@ class Disk:
 
     def gauges(self) -> dict[str, float]:
         """Sizes in bytes, and what follows from how they grow."""
-        found = figures(self._path, self._growth, trio.current_time())
+        found = figures(self._path, self._wal_index, self._growth, trio.current_time())
         sizes = {"wal_bytes": float(found.wal_bytes), "log_bytes": float(found.log_bytes)}
         if found.bytes_a_day is not None:
             sizes["log_bytes_per_day"] = found.bytes_a_day
@@ -132,7 +133,7 @@ class System:
         self.store = store
         self.stop = stop
         self.version = installed_version("letterbook")
-        self.disk = Disk(config)
+        self.disk = Disk(config, store)
         self.retention = Retention(
             store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
         )

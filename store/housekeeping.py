@@ -7,7 +7,9 @@ PASSIVE and then RESTART, which is short because little is left to copy (`Relief
 
 How full the file is stands in the index beside it (`-shm`), in a header whose layout SQLite documents (its page "WAL-
 mode File Format", section 2.1): reading it costs microseconds and no lock. The file's own size only says how full it
-has been at most.
+has been at most. That index also carries SQLite's locks, and POSIX has a process lose all its locks on a file when it
+closes any descriptor of it: another process that then came to read found none, took itself for the first, and cut the
+index that this one had mapped (measured: SIGBUS within seconds). So `WalIndex` is closed only after every connection.
 
 After an erasure a TRUNCATE checkpoint is asked for and tried until one succeeds, for only then is what was erased gone
 from the write-ahead file too. One is always tried at the start: a crash may have come between the two.
@@ -75,20 +77,33 @@ _INDEX_BYTES = 100
 """Up to the number of frames copied (offset 96); page size and number of frames stand at offset 14."""
 
 
-def wal_of(db_path: Path) -> Wal:
-    """How full the write-ahead file is now; nothing where no process has the database open."""
-    try:
-        with open(f"{db_path}-shm", "rb") as file:
-            index = file.read(_INDEX_BYTES)
-    except OSError:
-        # No process has the database open, or this one has no more files to open: the next look will tell.
-        return NO_WAL
-    if len(index) < _INDEX_BYTES:
-        return NO_WAL
-    page_size, frames = _FRAMES.unpack_from(index, 14)
-    (copied,) = _BACKFILLED.unpack_from(index, 96)
-    frame = (65_536 if page_size == 1 else page_size) + _FRAME_HEADER_BYTES
-    return Wal(frames * frame, max(0, frames - copied) * frame)
+class WalIndex:
+    """The index beside the write-ahead file of a database that this process has open. Close it after all of them."""
+
+    def __init__(self, db_path: Path) -> None:
+        self._path = f"{db_path}-shm"
+        self._descriptor: int | None = None
+
+    def open(self) -> None:
+        """To be called once a connection has read: before, there is no such file."""
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def look(self) -> Wal:
+        """How full the write-ahead file is now. From any thread."""
+        if self._descriptor is None:
+            return NO_WAL
+        index = os.pread(self._descriptor, _INDEX_BYTES, 0)
+        if len(index) < _INDEX_BYTES:
+            return NO_WAL
+        page_size, frames = _FRAMES.unpack_from(index, 14)
+        (copied,) = _BACKFILLED.unpack_from(index, 96)
+        frame = (65_536 if page_size == 1 else page_size) + _FRAME_HEADER_BYTES
+        return Wal(frames * frame, max(0, frames - copied) * frame)
 
 
 def checkpoint(connection: sqlite3.Connection, mode: Literal["passive", "restart", "truncate"]) -> bool:
@@ -126,15 +141,15 @@ class Relief:
     """What the writer calls between two turns. While a long reader is in the way it waits for it only now and then:
     each time the file has grown by another quarter of the limit."""
 
-    def __init__(self, db_path: Path, connection: sqlite3.Connection, limit_bytes: int) -> None:
-        self._db_path = db_path
+    def __init__(self, index: WalIndex, connection: sqlite3.Connection, limit_bytes: int) -> None:
+        self._index = index
         self._connection = connection
         self._limit_bytes = limit_bytes
         self._past_bytes = limit_bytes
 
     def between_turns(self) -> None:
         """Costs some microseconds where there is nothing to do."""
-        wal = wal_of(self._db_path)
+        wal = self._index.look()
         if wal.bytes <= self._limit_bytes:
             self._past_bytes = self._limit_bytes
         elif wal.bytes > self._past_bytes and not relieve(self._connection, wal.bytes, self._limit_bytes):
@@ -186,8 +201,8 @@ def truncate(connection: sqlite3.Connection) -> bool:
 class Housekeeper:
     """Does a chore a tick on a connection of its own, in a thread, or inline where there are none."""
 
-    def __init__(self, db_path: Path, connection: sqlite3.Connection, threaded: bool) -> None:
-        self._db_path = db_path
+    def __init__(self, index: WalIndex, connection: sqlite3.Connection, threaded: bool) -> None:
+        self._index = index
         self._connection = connection
         self._limiter = trio.CapacityLimiter(1) if threaded else None
         self._truncate = True
@@ -220,7 +235,7 @@ class Housekeeper:
             return None
 
     def _tick(self) -> Chore | None:
-        wal = wal_of(self._db_path)
+        wal = self._index.look()
         self._idle_ticks = self._idle_ticks + 1 if wal == self._last_wal else 0
         self._last_wal = wal
         idle = self._idle_ticks >= IDLE_TICKS
@@ -233,7 +248,7 @@ class Housekeeper:
             _waiting_at_most(self._connection, TRUNCATE_WAIT_MS, self._vacuum)
         if do == "vacuum":
             # Its own commit is no sign of life.
-            self._last_wal = wal_of(self._db_path)
+            self._last_wal = self._index.look()
         return do
 
     def _try_truncating(self) -> None:
@@ -298,9 +313,9 @@ class Growth:
         return max(0, last - first) * DAY_S / (last_s - first_s)
 
 
-def figures(db_path: Path, growth: Growth, now_s: float) -> Figures:
+def figures(db_path: Path, index: WalIndex, growth: Growth, now_s: float) -> Figures:
     """Take a sample, and what follows from all of them; `now_s` is a monotonic clock's."""
     size, free = log_bytes(db_path), disk_free_bytes(db_path)
     growth.note(now_s, size)
     a_day = growth.bytes_a_day()
-    return Figures(wal_of(db_path).bytes, size, free, a_day, free / a_day if a_day else None)
+    return Figures(index.look().bytes, size, free, a_day, free / a_day if a_day else None)

@@ -28,7 +28,7 @@ from .clock import Clock
 from .erasing import erase_step
 from .files import MarkKeeper, WrongKey, hold_lock, read_mark, read_or_make_key
 from .following import Follower, Hub
-from .housekeeping import MB, Housekeeper, Relief
+from .housekeeping import MB, Housekeeper, Relief, WalIndex
 from .recorder import InlineTurner, Lost, NotRecorded, Recorder, ThreadTurner, Turner
 from .recovery import Decision, decide
 from .replay import rebuild
@@ -126,9 +126,17 @@ class Store:
     """What is remembered, seen from outside."""
 
     def __init__(
-        self, path: Path, clock: Clock, opened: "_Opened", recorder: Recorder, hub: Hub, readers: Readers
+        self,
+        path: Path,
+        clock: Clock,
+        opened: "_Opened",
+        recorder: Recorder,
+        hub: Hub,
+        readers: Readers,
+        wal_index: WalIndex,
     ) -> None:
         self.path = path
+        self.wal_index = wal_index
         self.clock = clock
         self.log_id = opened.log_id
         self.secrets = opened.secrets
@@ -194,13 +202,16 @@ async def open_store(
     inline, for virtual time.
     """
     with ExitStack() as stack:
+        wal_index = WalIndex(path)
+        stack.callback(wal_index.close)
         opened = _open(path, key_file, clock, entropy, stack)
+        wal_index.open()
         writer = opened.writer
-        work = _Work(writer, opened.keeper, Relief(path, writer.connection, wal_mb_max * MB), clock)
+        work = _Work(writer, opened.keeper, Relief(wal_index, writer.connection, wal_mb_max * MB), clock)
         turner: Turner = ThreadTurner(work.turn) if threaded else InlineTurner(work.turn)
         readers = Readers(path, threaded)
         stack.callback(readers.close)
-        housekeeper = Housekeeper(path, stack.enter_context(_closing(connect(path))), threaded)
+        housekeeper = Housekeeper(wal_index, stack.enter_context(_closing(connect(path))), threaded)
 
         async def read_page(after: int, limit: int) -> tuple[Entry, ...]:
             return await readers.read(lambda reading: page(reading, after, limit))
@@ -213,7 +224,7 @@ async def open_store(
                 nursery.start_soon(housekeeper.run)
                 nursery.start_soon(work.erase, recorder, housekeeper)
                 try:
-                    yield Store(path, clock, opened, recorder, hub, readers)
+                    yield Store(path, clock, opened, recorder, hub, readers, wal_index)
                 finally:
                     await recorder.close(trio.current_time() + drain_s)
                     hub.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from store.files import lock_path, mark_path
-from store.housekeeping import wal_of
+from store.housekeeping import WalIndex
 from store.opening import Store
 from store.writer import Request, TurnResult
 
@@ -82,10 +82,11 @@ class Tearing:
     """Stands around the writer's turns and lets the life crash in the middle of the n-th."""
 
     def __init__(
-        self, database: Path, run: Callable[[Sequence[Request]], TurnResult], nth: int, chance: random.Random,
-        crash: Callable[[Torn], None],
+        self, database: Path, index: WalIndex, run: Callable[[Sequence[Request]], TurnResult], nth: int,
+        chance: random.Random, crash: Callable[[Torn], None],
     ) -> None:  # fmt: skip
         self._database = database
+        self._index = index
         self._run = run
         self.work: Any = run.__self__  # type: ignore[attr-defined]  # the turn is a method
         self._left = nth
@@ -96,9 +97,9 @@ class Tearing:
         self._left -= 1
         if self._left != 0:
             return self._run(requests)
-        before, mark = wal_of(self._database).bytes, _read(mark_path(self._database))
+        before, mark = self._index.look().bytes, _read(mark_path(self._database))
         result = self._run(requests)
-        self._crash(Torn(self._torn_at(before, wal_of(self._database).bytes), mark))
+        self._crash(Torn(self._torn_at(before, self._index.look().bytes), mark))
         return result
 
     def _torn_at(self, before: int, after: int) -> int:

@@ -318,7 +318,9 @@ class Run:
             if plan.after == "steps":
                 self.steps.call_after(int(plan.amount), crash if plan.ending == "crash" else end.set)
             elif plan.after == "turns":
-                tearing = Tearing(life.database, life.turner.run, int(plan.amount), self._chance_of_end(life), crash)
+                index = life.system.store.wal_index
+                chance = self._chance_of_end(life)
+                tearing = Tearing(life.database, index, life.turner.run, int(plan.amount), chance, crash)
                 life.turner.run = tearing.turn
             elif plan.after == "mails":
                 self._mails_left = int(plan.amount)

@@ -27,6 +27,7 @@ from store.housekeeping import (
     Relief,
     Seen,
     Wal,
+    WalIndex,
     chore,
     disk_free_bytes,
     disk_low,
@@ -34,7 +35,6 @@ from store.housekeeping import (
     free_pages,
     relieve,
     truncate,
-    wal_of,
 )
 
 from .building import PRAGMAS, database
@@ -48,11 +48,20 @@ def path(tmp_path) -> Path:
 
 
 @pytest.fixture
-def db(path) -> Iterator[sqlite3.Connection]:
+def db(path, index) -> Iterator[sqlite3.Connection]:
     with database(path) as connection:
         connection.execute("pragma synchronous = off").close()
         assert truncate(connection)
+        index.open()
         yield connection
+
+
+@pytest.fixture
+def index(path) -> Iterator[WalIndex]:
+    """Opened after the first connection and, being asked for first, closed after the last one."""
+    found = WalIndex(path)
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -85,69 +94,72 @@ def hold_open(reader: sqlite3.Connection) -> None:
 # How full it is
 
 
-def test_how_full_the_write_ahead_file_is_stands_in_its_index(db, path):
+def test_how_full_the_write_ahead_file_is_stands_in_its_index(db, path, index):
     fill(db, 2)
-    wal = wal_of(path)
+    wal = index.look()
     assert wal.bytes == wal.unsaved == wal_file(path) - 32
     assert wal.bytes % FRAME == 0
     busy, frames, copied = db.execute("pragma wal_checkpoint(passive)").fetchone()
     assert (busy, frames * FRAME, copied * FRAME) == (0, wal.bytes, wal.bytes)
-    assert wal_of(path) == Wal(wal.bytes, 0)
+    assert index.look() == Wal(wal.bytes, 0)
     db.execute("delete from letters where letter = 1")
-    assert wal_of(path).bytes < 100 * FRAME, "the next commit began it anew"
+    assert index.look().bytes < 100 * FRAME, "the next commit began it anew"
     assert wal_file(path) > wal.bytes, "though the file is as long as it was"
 
 
 def test_a_database_that_nobody_has_open_has_no_write_ahead_file(tmp_path):
-    assert wal_of(tmp_path / "none.db") == NO_WAL
+    assert WalIndex(tmp_path / "none.db").look() == NO_WAL
     (tmp_path / "short.db-shm").write_bytes(b"123")
-    assert wal_of(tmp_path / "short.db") == NO_WAL
+    short = WalIndex(tmp_path / "short.db")
+    short.open()
+    assert short.look() == NO_WAL
+    short.close()
 
 
 # Between two turns
 
 
-def test_below_the_limit_the_writer_does_nothing(db, path):
+def test_below_the_limit_the_writer_does_nothing(db, path, index):
     fill(db, 1)
-    before = wal_of(path)
+    before = index.look()
     assert relieve(db, before.bytes, before.bytes)
-    assert wal_of(path) == before
+    assert index.look() == before
 
 
-def test_past_the_limit_the_next_commit_begins_the_file_anew(db, path, other):
+def test_past_the_limit_the_next_commit_begins_the_file_anew(db, path, index, other):
     fill(db, 2)
-    assert relieve(db, wal_of(path).bytes, MB)
+    assert relieve(db, index.look().bytes, MB)
     fill(db, 0.1, start=1000)
-    assert wal_of(path).bytes < MB / 2
+    assert index.look().bytes < MB / 2
 
 
-def test_a_reader_in_the_way_is_waited_for_only_shortly(db, path, other):
+def test_a_reader_in_the_way_is_waited_for_only_shortly(db, path, index, other):
     fill(db, 1)
     hold_open(other)
     fill(db, 2, start=1000)
     (usual,) = db.execute("pragma busy_timeout").fetchone()
     started = trio_free_clock()
-    assert not relieve(db, wal_of(path).bytes, MB)
+    assert not relieve(db, index.look().bytes, MB)
     assert trio_free_clock() - started < 1 + RESTART_WAIT_MS / 1000
     assert db.execute("pragma busy_timeout").fetchone() == (usual,)
     other.execute("rollback")
-    assert relieve(db, wal_of(path).bytes, MB)
+    assert relieve(db, index.look().bytes, MB)
 
 
 def trio_free_clock() -> float:
     return os.times().elapsed
 
 
-def test_under_load_the_file_stays_near_the_limit(db, path, other):
-    relief = Relief(path, db, 2 * MB)
+def test_under_load_the_file_stays_near_the_limit(db, path, index, other):
+    relief = Relief(index, db, 2 * MB)
     for turn in range(30):
         fill(db, 0.5, start=1000 * turn)
         relief.between_turns()
     assert wal_file(path) < 3.5 * MB
 
 
-def test_while_a_reader_is_in_the_way_it_is_tried_again_a_quarter_of_the_limit_later(db, path, other):
-    relief = Relief(path, db, MB)
+def test_while_a_reader_is_in_the_way_it_is_tried_again_a_quarter_of_the_limit_later(db, path, index, other):
+    relief = Relief(index, db, MB)
     tried = []
     db.set_trace_callback(lambda statement: tried.append(statement) if "restart" in statement else None)
     fill(db, 0.1)
@@ -161,7 +173,7 @@ def test_while_a_reader_is_in_the_way_it_is_tried_again_a_quarter_of_the_limit_l
     fill(db, 0.3, start=20_000)
     relief.between_turns()
     fill(db, 0.1, start=30_000)
-    assert wal_of(path).bytes < MB / 2
+    assert index.look().bytes < MB / 2
 
 
 # Chores
@@ -187,16 +199,16 @@ def test_what_is_done_in_a_tick_follows_from_what_is_seen():
         assert chore(seen) == expected
 
 
-def test_the_first_tick_truncates_for_a_crash_may_have_come_before_it(db, path, other):
+def test_the_first_tick_truncates_for_a_crash_may_have_come_before_it(db, path, index, other):
     fill(db, 1)
-    housekeeper = Housekeeper(path, other, threaded=False)
+    housekeeper = Housekeeper(index, other, threaded=False)
     assert housekeeper.tick() == "truncate"
     assert wal_file(path) == 0
     assert housekeeper.tick() is None
 
 
-def test_truncating_is_tried_until_it_succeeds(db, path, other):
-    housekeeper = Housekeeper(path, other, threaded=False)
+def test_truncating_is_tried_until_it_succeeds(db, path, index, other):
+    housekeeper = Housekeeper(index, other, threaded=False)
     fill(db, 1)
     hold_open(db)
     with closing(sqlite3.connect(path, isolation_level=None)) as third:
@@ -207,24 +219,24 @@ def test_truncating_is_tried_until_it_succeeds(db, path, other):
     assert wal_file(path) == 0
 
 
-def test_it_is_truncated_again_when_asked_for_again(db, path, other):
-    housekeeper = Housekeeper(path, other, threaded=False)
+def test_it_is_truncated_again_when_asked_for_again(db, path, index, other):
+    housekeeper = Housekeeper(index, other, threaded=False)
     assert [housekeeper.tick(), housekeeper.tick()] == ["truncate", None]
     housekeeper.ask_for_truncating()
     assert [housekeeper.tick(), housekeeper.tick()] == ["truncate", None]
 
 
-def test_a_full_write_ahead_file_is_copied_while_the_writer_goes_on(db, path, other):
-    housekeeper = Housekeeper(path, other, threaded=False)
+def test_a_full_write_ahead_file_is_copied_while_the_writer_goes_on(db, path, index, other):
+    housekeeper = Housekeeper(index, other, threaded=False)
     housekeeper.tick()
     fill(db, 5)
     assert housekeeper.tick() == "passive"
-    assert wal_of(path).unsaved == 0
+    assert index.look().unsaved == 0
     assert housekeeper.tick() is None
 
 
-def test_free_pages_go_back_in_small_steps_when_nothing_happens(db, path, other):
-    housekeeper = Housekeeper(path, other, threaded=False)
+def test_free_pages_go_back_in_small_steps_when_nothing_happens(db, path, index, other):
+    housekeeper = Housekeeper(index, other, threaded=False)
     fill(db, 20)
     db.execute("delete from letters")
     housekeeper.tick()
@@ -241,10 +253,10 @@ def test_free_pages_go_back_in_small_steps_when_nothing_happens(db, path, other)
 
 
 @pytest.mark.parametrize("threaded", [True, False])
-async def test_it_ticks_until_it_is_cancelled(db, path, other, threaded, autojump_clock):
+async def test_it_ticks_until_it_is_cancelled(db, path, index, other, threaded, autojump_clock):
     fill(db, 1)
     with trio.move_on_after(3 * TICK_S) as scope:
-        await Housekeeper(path, other, threaded).run()
+        await Housekeeper(index, other, threaded).run()
     assert scope.cancelled_caught
     assert wal_file(path) == 0
 
@@ -283,17 +295,17 @@ def test_what_shrinks_does_not_grow():
     assert growth.bytes_a_day() == 0
 
 
-def test_the_figures(db, path):
+def test_the_figures(db, path, index):
     growth = Growth()
-    first = figures(path, growth, 0)
+    first = figures(path, index, growth, 0)
     assert (first.bytes_a_day, first.days_left) == (None, None)
     assert first.free_bytes > 0 and first.log_bytes == path.stat().st_size
-    still = figures(path, growth, DAY_S)
+    still = figures(path, index, growth, DAY_S)
     assert (still.bytes_a_day, still.days_left) == (0, None), "at this rate the disk is never full"
     fill(db, 1)
-    assert figures(path, growth, DAY_S).wal_bytes > MB
+    assert figures(path, index, growth, DAY_S).wal_bytes > MB
     assert truncate(db)
-    grown = figures(path, growth, 2 * DAY_S)
+    grown = figures(path, index, growth, 2 * DAY_S)
     assert grown.bytes_a_day > MB / 3
     assert grown.days_left == pytest.approx(grown.free_bytes / grown.bytes_a_day)
-    assert figures(path.parent / "none.db", Growth(), 0).log_bytes == 0
+    assert figures(path.parent / "none.db", index, Growth(), 0).log_bytes == 0

@@ -3,14 +3,18 @@
 import random
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import trio
 
 from store.clock import SystemClock
-from store.housekeeping import Housekeeper
+from store.housekeeping import Growth, Housekeeper, WalIndex, figures
 from store.opening import READERS_MAX, Readers, connect, open_store
+
+from .building import account_saved
 
 
 async def test_the_files_are_their_owners_alone(tmp_path: Path):
@@ -54,6 +58,30 @@ class Full(Housekeeper):
 
 def test_a_full_disk_only_puts_housekeeping_off(tmp_path: Path, caplog):
     with connect(tmp_path / "l.db") as connection:
-        assert Full(tmp_path / "l.db", connection, threaded=False).tick() is None
+        assert Full(WalIndex(tmp_path / "l.db"), connection, threaded=False).tick() is None
     connection.close()
     assert "put off" in caplog.text
+
+
+async def test_looking_at_the_write_ahead_file_keeps_sqlites_locks(tmp_path: Path):
+    """POSIX drops all of a process's locks on a file when it closes any descriptor of it. Without them a reader in
+    another process takes itself for the first and cuts the index under our feet."""
+    path = tmp_path / "x.db"
+    async with open_store(path, tmp_path / "x.key", clock=SystemClock()) as store:
+        await store.record([account_saved()])
+        assert store.wal_index.look().bytes > 0
+        assert _locked_by_us(Path(f"{path}-shm")) and _locked_by_us(path)
+        figures(path, store.wal_index, Growth(), 0)
+        assert _locked_by_us(Path(f"{path}-shm")) and _locked_by_us(path)
+
+
+def _locked_by_us(path: Path) -> bool:
+    """Whether another process would find a lock on this file: only another can ask, for one's own are no hindrance."""
+    program = (
+        "import fcntl, sys\n"
+        "with open(sys.argv[1], 'r+b') as file:\n"
+        "    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "    except OSError: print('locked')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    return run.stdout == "locked\n"
