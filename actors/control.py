@@ -5,11 +5,14 @@ removal no attempt starts, since admission sees the fact. Commands about many me
 attempts go between two steps. What it reads may be out of date when it is recorded; a message that moved meanwhile
 is handed back with its row and decided again, ROUNDS_MAX times at most.
 
+Letting go of what was reported may take a minute. It runs beside the other commands, so that `suspend` never waits
+for it, and a stop ends it between two steps.
+
 It cannot stop an attempt that is under way: a message in flight is marked, and the mark counts when the attempt ends.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -179,24 +182,38 @@ def steps(values: Sequence[Any], size: int = STEP) -> Iterator[Sequence[Any]]:
 # The actor.
 
 
+LetGo = Callable[[float | None, str], Awaitable[int]]
+"""Lets go of what was reported so many seconds ago (None: as configured), for whom; gives how many messages."""
+
+
 async def run_control(
-    controls: trio.MemoryReceiveChannel[Control], store: Store, run_now: Sequence[Callable[[], None]]
+    controls: trio.MemoryReceiveChannel[Control], store: Store, run_now: Sequence[Callable[[], None]], let_go: LetGo
 ) -> None:
     """Take commands until their channel is closed. `run_now` are the bells that it rings."""
-    actor = ControlActor(store, run_now)
-    async for control in controls:
-        try:
-            control.reply.put(await actor.answer(control))
-        finally:
-            control.reply.drop()
+    actor = ControlActor(store, run_now, let_go)
+    async with trio.open_nursery() as beside:
+        async for control in controls:
+            if isinstance(control.command, commands.CleanupMessages):
+                beside.start_soon(_answer, actor, control)
+            else:
+                await _answer(actor, control)
+        beside.cancel_scope.cancel()
+
+
+async def _answer(actor: "ControlActor", control: Control) -> None:
+    try:
+        control.reply.put(await actor.answer(control))
+    finally:
+        control.reply.drop()
 
 
 class ControlActor:
     """One method a command; none of them keeps anything between two commands."""
 
-    def __init__(self, store: Store, run_now: Sequence[Callable[[], None]]) -> None:
+    def __init__(self, store: Store, run_now: Sequence[Callable[[], None]], let_go: LetGo) -> None:
         self._store = store
         self._run_now = run_now
+        self._let_go = let_go
 
     async def answer(self, control: Control) -> Answer | Refused | Unavailable:
         """The contract's answer, a refusal, or that nothing can be recorded now."""
@@ -225,6 +242,8 @@ class ControlActor:
                 return await self._about_account(account_id, AccountResumed(by=by))
             case commands.DeleteMessages(ids):
                 return await self._delete(ids, by)
+            case commands.CleanupMessages(older_than_s):
+                return {"ok": True, "removed": await self._let_go(older_than_s, by)}
 
     def _ring(self) -> Answer:
         for ring in self._run_now:

@@ -9,6 +9,9 @@ It cannot know whether the wall clock is right. So it compares it with the monot
 and after a large step lets nothing expire for an hour: a wrong clock must not expire a queue. Removed accounts are
 swept all the same, for that depends on no clock.
 
+Letting go can also be asked for (cleanup-messages), with another age; one at a time, so that every message is counted
+once. Whoever asks is believed, whatever the clock has done.
+
 A message in flight under a removed account is left to its attempt; when that has ended, the next round finds it.
 """
 
@@ -38,6 +41,9 @@ RETAIN_EVERY_S = 60.0
 """What was kept for days may be kept for a minute more."""
 
 RETENTION = "retention"
+
+AGE_S_MAX = 100_000_000_000.0
+"""Three thousand years: an older age is taken for this one, and fits the arithmetic."""
 
 
 class State(Struct, frozen=True):
@@ -94,10 +100,10 @@ def sweepings(found: Sequence[tuple[int, int]]) -> list[Draft]:
     ]
 
 
-def lettings(step: Finished) -> list[Draft]:
+def lettings(step: Finished, by: str) -> list[Draft]:
     """The facts that let a step go: contents first, so that a row never leaves before its content."""
-    erased = [Draft(ContentErased(letters=step.letters, by=RETENTION))] if step.letters else []
-    return [*erased, Draft(RetentionPassed(before=step.before))]
+    erased = [Draft(ContentErased(letters=step.letters, by=by))] if step.letters else []
+    return [*erased, Draft(RetentionPassed(before=step.before, by=by))]
 
 
 class Retention:
@@ -105,7 +111,8 @@ class Retention:
 
     def __init__(self, store: Store, keep_s: float, pause_us: int = 0) -> None:
         self._store = store
-        self._keep_us = int(keep_s * MICROSECONDS)
+        self._keep_s = keep_s
+        self._letting_go = trio.Lock()
         now_us = store.clock.monotonic_us()
         self._state = State(
             paused_until_us=now_us + pause_us, compare_at_us=now_us + int(COMPARE_EVERY_S * MICROSECONDS)
@@ -134,7 +141,7 @@ class Retention:
         if this.expire and not self.paused_for_s:
             await self._expire()
         if this.retain and not self.paused_for_s:
-            await self._let_go()
+            await self.let_go(None, RETENTION)
 
     async def _compare_clocks(self) -> None:
         moved_us = self._store.clock.step()
@@ -160,10 +167,18 @@ class Retention:
         recorded = await self._store.record(drafts)
         return len(drafts) >= STEP and any(isinstance(answer, Entry) for answer in recorded.answers)
 
-    async def _let_go(self) -> None:
-        """RetentionPassed is judged like any fact: past what is unreported it is refused."""
-        before_us = self._store.clock.now_us() - self._keep_us
-        while step := await self._store.read(finished, before_us):
-            recorded = await self._store.record(lettings(step))
-            if not (step.more and recorded.complete):
-                return
+    async def let_go(self, older_than_s: float | None, by: str) -> int:
+        """Let go of what was reported so long ago (None: as configured), a step at a time; how many messages.
+
+        RetentionPassed is judged like any fact: past what is unreported it is refused.
+        """
+        age_s = self._keep_s if older_than_s is None else older_than_s
+        before_us = self._store.clock.now_us() - int(min(age_s, AGE_S_MAX) * MICROSECONDS)
+        gone = 0
+        async with self._letting_go:
+            while step := await self._store.read(finished, before_us):
+                recorded = await self._store.record(lettings(step, by))
+                gone += len(step.letters) if recorded.complete else 0
+                if not (step.more and recorded.complete):
+                    break
+        return gone

@@ -127,7 +127,23 @@ class DeleteMessages(msgspec.Struct, frozen=True):
     ids: tuple[str, ...]
 
 
-Command = RunNow | Suspend | Activate | SaveAccount | RemoveAccount | PauseAccount | ResumeAccount | DeleteMessages
+class CleanupMessages(msgspec.Struct, frozen=True):
+    """Let go of what was reported longer ago than this; None: than retention is configured to keep it."""
+
+    older_than_s: float | None = None
+
+
+Command = (
+    RunNow
+    | Suspend
+    | Activate
+    | SaveAccount
+    | RemoveAccount
+    | PauseAccount
+    | ResumeAccount
+    | DeleteMessages
+    | CleanupMessages
+)
 
 
 class Control(msgspec.Struct, frozen=True, eq=False):

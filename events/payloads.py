@@ -4,9 +4,9 @@ null means absent everywhere. Unknown fields of a message are ignored, since old
 every other body forbids them.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 
 class AttachmentPayload(Struct, frozen=True):
@@ -50,6 +50,12 @@ class AddMessages(Struct, frozen=True, forbid_unknown_fields=True):
 
 class DeleteMessages(Struct, frozen=True, forbid_unknown_fields=True):
     ids: tuple[str, ...]
+
+
+class CleanupMessages(Struct, frozen=True, forbid_unknown_fields=True):
+    """None: as long ago as retention is configured."""
+
+    older_than_seconds: Annotated[float, Meta(ge=0)] | None = None
 
 
 class Activate(Struct, frozen=True):

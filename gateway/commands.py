@@ -58,6 +58,10 @@ COMMANDS: tuple[Command, ...] = (
         "deleteMessages", "POST", "/commands/delete-messages", payloads.DeleteMessages, None, CONTROL,
         writing.delete_messages,
     ),
+    Command(
+        "cleanupMessages", "POST", "/commands/cleanup-messages", payloads.CleanupMessages, None, CONTROL,
+        writing.cleanup_messages,
+    ),
     Command("addAccount", "POST", "/account", payloads.Account, None, CONTROL, writing.add_account),
     Command("listAccounts", "GET", "/accounts", NOTHING, answers.AccountList, GATEWAY, asking.accounts),
     Command("deleteAccount", "DELETE", "/account/<id>", queries.Id, None, CONTROL, writing.delete_account),
@@ -77,7 +81,10 @@ COMMANDS: tuple[Command, ...] = (
 BY_NAME: Mapping[str, Command] = {command.name: command for command in COMMANDS}
 
 IGNORES_FIELDS = frozenset({payloads.Empty, payloads.Activate})
-"""Bodies that may be missing, and whose unknown fields are ignored, as the replaced service did."""
+"""Bodies whose unknown fields are ignored, as the replaced service did."""
+
+MAY_BE_MISSING = IGNORES_FIELDS | {payloads.CleanupMessages}
+"""Bodies all of whose fields are optional: none at all is `{}`."""
 
 BY_PROGRAM = "program"
 """Who asks where a program of one's own calls `handle_command`."""
@@ -89,7 +96,7 @@ class Reader:
     def __init__(self, command: Command) -> None:
         self._command = command
         self._decoder = msgspec.json.Decoder(command.payload)
-        self._may_be_missing = command.payload in IGNORES_FIELDS if isinstance(command.payload, type) else False
+        self._may_be_missing = command.payload in MAY_BE_MISSING if isinstance(command.payload, type) else False
 
     def body(self, data: bytes) -> Any:
         """The payload of a body. Raises Trouble 400."""

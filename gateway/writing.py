@@ -73,6 +73,10 @@ async def delete_messages(door: Door, call: Call) -> Answer:
     return Answer(await door.control(commands.DeleteMessages(call.payload.ids), call.by))
 
 
+async def cleanup_messages(door: Door, call: Call) -> Answer:
+    return Answer(await door.control(commands.CleanupMessages(call.payload.older_than_seconds), call.by))
+
+
 def _check_count(count: int, most: int, verb: str) -> None:
     if count > most:
         raise bad(f"Cannot {verb} more than {most} messages at once")

@@ -6,7 +6,7 @@ The commands' modules import what is heavy only when a command runs, so that --h
 import click
 
 from .auditing_commands import at, rebuild, verify
-from .client_commands import send, tail
+from .client_commands import cleanup, send, tail
 from .log_command import log
 from .reading_commands import accounts, deferred, pending, results, show
 from .service_commands import check_config, demo, serve
@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Run": (serve, demo, check_config),
     "Send and watch": (send, tail),
     "Look, at a running or a stopped service": (log, show, pending, deferred, results, accounts),
+    "Keep": (cleanup,),
     "Audit": (verify, at, rebuild),
 }
 """Every command, in the order in which help shows them."""

@@ -1,4 +1,4 @@
-"""Commands that speak to a running service: send, tail."""
+"""Commands that speak to a running service: send, tail, cleanup."""
 
 import sys
 import time
@@ -159,6 +159,34 @@ def _print_result(result: dict[str, Any]) -> None:
             ("recipient", "status", "reply or queue id"),
             [(row.get("address"), row["status"], row.get("reply") or row.get("queue_id")) for row in recipients],
         )
+
+
+# Letting go
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="What was reported longer ago.  [default: delivery_report_retention_seconds of the service]",
+)
+@click.option("--json", "as_json", is_flag=True, help="The service's answer as JSON.")
+@url_option
+@config_option
+def cleanup(older_than: float | None, as_json: bool, url: str | None, config_path: Path | None) -> None:
+    """Let the running service erase letters and results that were reported long ago; the facts stay in the log."""
+    with one_line():
+        from .client import find_target, post
+
+        body = {} if older_than is None else {"older_than_seconds": older_than}
+        status, answer = post(find_target(config_path, url), "/commands/cleanup-messages", body)
+        if as_json:
+            print_json(answer)
+        if status >= 300:
+            raise Failure(str(answer.get("error", f"the service answers {status}")))
+    if not as_json:
+        click.echo(f"{answer['removed']:,} messages were let go of.")
 
 
 # The live stream

@@ -164,7 +164,7 @@ WORDS: dict[str, Callable[[Event], str]] = {
     "MessageFailed": _failed,
     "DoubtResolved": lambda event: _joined(f"as {event['resolution']}", _by(event)),
     "ContentErased": lambda event: _joined(_count(len(event["letters"]), "letter"), _by(event)),
-    "RetentionPassed": lambda event: f"before {event['before']}",
+    "RetentionPassed": lambda event: _joined(f"before {event['before']}", _by(event)),
     "AttemptStarted": _started,
     "AttemptEnded": _ended,
     "AttemptInterrupted": _ended,

@@ -187,7 +187,10 @@ class System:
 
     async def _control(self) -> None:
         await run_control(
-            self._controls, self.store, (self._run_delivery_now, *(bell.ring for bell in self._bells.values()))
+            self._controls,
+            self.store,
+            (self._run_delivery_now, *(bell.ring for bell in self._bells.values())),
+            self.retention.let_go,
         )
 
     def _run_delivery_now(self) -> None:

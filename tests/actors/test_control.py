@@ -7,9 +7,11 @@ import pytest
 import trio
 
 from actors.control import STEP, Credentials, run_control, save_account, tls_mode
+from actors.retention import Retention
 from events.attempt import AttemptStarted
 from events.commands import (
     Activate,
+    CleanupMessages,
     Control,
     DeleteMessages,
     Dropped,
@@ -40,7 +42,7 @@ SECRETS = Secrets(b"k" * 32, lambda n: b"s" * n)
 
 
 @asynccontextmanager
-async def controlling(folder, *run_now):
+async def controlling(folder, *run_now, let_go=None):
     """A store and a control actor: (store, ask)."""
     send, receive = trio.open_memory_channel(8)
 
@@ -50,7 +52,7 @@ async def controlling(folder, *run_now):
         return await reply.get()
 
     async with opened(folder) as store, trio.open_nursery() as nursery:
-        nursery.start_soon(run_control, receive, store, run_now)
+        nursery.start_soon(run_control, receive, store, run_now, let_go or Retention(store, 100).let_go)
         async with send:
             yield store, ask
 
@@ -237,6 +239,43 @@ async def test_deleting_thousands_goes_in_steps(tmp_path, autojump_clock):
         assert len(await rows(store, "select 1 from commits")) == commits + 3
 
 
+async def test_letting_go_is_asked_for_with_an_age_and_keeps_nobody_waiting(tmp_path, autojump_clock):
+    asked, may_end = [], trio.Event()
+
+    async def let_go(older_than_s, by):
+        asked.append((older_than_s, by))
+        await may_end.wait()
+        return 7
+
+    answers = []
+    async with controlling(tmp_path, let_go=let_go) as (_, ask), trio.open_nursery() as nursery:
+
+        async def clean_up(age_s):
+            answers.append(await ask(CleanupMessages(age_s)))
+
+        nursery.start_soon(clean_up, 5.0)
+        nursery.start_soon(clean_up, None)
+        assert await ask(Suspend()) == {"ok": True, "active": False}
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(asked, key=str) == [(5.0, "tester"), (None, "tester")] and not answers
+        may_end.set()
+    assert answers == [{"ok": True, "removed": 7}] * 2
+
+
+async def test_a_stop_ends_what_runs_beside_the_others_and_says_so(tmp_path, autojump_clock):
+    async def never(older_than_s, by):
+        await trio.sleep_forever()
+
+    send, receive = trio.open_memory_channel(1)
+    async with opened(tmp_path) as store:
+        reply = Reply()
+        send.send_nowait(Control(CleanupMessages(), "t", reply))
+        send.close()
+        await run_control(receive, store, [], never)
+        with pytest.raises(Dropped):
+            await reply.get()
+
+
 async def test_run_now_rings_every_bell(tmp_path, autojump_clock):
     rung = []
     async with controlling(tmp_path, lambda: rung.append("a"), lambda: rung.append("b")) as (_, ask):
@@ -247,16 +286,19 @@ async def test_a_store_that_stops_is_unavailable_and_a_crash_drops_its_command(t
     def broken():
         raise ZeroDivisionError
 
+    async def nothing(older_than_s, by):
+        return 0
+
     send, receive = trio.open_memory_channel(2)
     async with opened(tmp_path) as store:
         reply, crashed = Reply(), Reply()
         send.send_nowait(Control(RunNow(), "t", crashed))
-        with pytest.raises(ZeroDivisionError):
-            await run_control(receive, store, [broken])
+        with pytest.RaisesGroup(ZeroDivisionError):
+            await run_control(receive, store, [broken], nothing)
         with pytest.raises(Dropped):
             await crashed.get()
         store.recorder.shut()
         send.send_nowait(Control(Suspend(), "t", reply))
         send.close()
-        await run_control(receive, store, [])
+        await run_control(receive, store, [], nothing)
         assert isinstance(await reply.get(), Unavailable)

@@ -78,8 +78,8 @@ def test_the_age_is_in_the_fact_and_never_negative():
 
 
 def test_contents_go_before_rows():
-    assert [type(draft.fact) for draft in lettings(Finished(((1, 1),), 9))] == [ContentErased, RetentionPassed]
-    assert [type(draft.fact) for draft in lettings(Finished((), 9))] == [RetentionPassed]
+    assert [type(draft.fact) for draft in lettings(Finished(((1, 1),), 9), "me")] == [ContentErased, RetentionPassed]
+    assert [type(draft.fact) for draft in lettings(Finished((), 9), "me")] == [RetentionPassed]
 
 
 # Against a real store.
@@ -196,6 +196,39 @@ async def test_what_was_reported_long_ago_is_erased_and_leaves_but_never_what_wa
         assert len(passed) == 1
         await trio.sleep(10 * RETAIN_EVERY_S)
         assert (await kinds(store)).count("RetentionPassed") == 1
+
+
+@pytest.mark.parametrize(("age_s", "left"), [(None, "all"), (50, "all"), (5, "young"), (0, "none"), (1e300, "all")])
+async def test_letting_go_may_be_asked_for_with_another_age(tmp_path, autojump_clock, age_s, left):
+    async with retaining(tmp_path, keep_s=1000) as (store, retention):
+        for name in ("old", "young"):
+            await finish(store, name)
+            await store.record([Draft(ResultsReported(up_to=store.last_seq, results=1))])
+            await trio.sleep(10 if name == "old" else 0)
+        await finish(store, "unreported")
+        kept = {"all": {"old", "young"}, "young": {"young"}, "none": set()}[left]
+        assert await retention.let_go(age_s, "me") == 2 - len(kept)
+        assert set(await states(store)) == kept | {"unreported"}
+        facts_of_it = [
+            each.fact for each in await facts(store) if isinstance(each.fact, ContentErased | RetentionPassed)
+        ]
+        assert {fact.by for fact in facts_of_it} <= {"me"} and bool(facts_of_it) == (left != "all")
+        assert await retention.let_go(age_s, "me") == 0
+
+
+async def test_asked_for_twice_at_once_each_message_is_counted_once(tmp_path, autojump_clock):
+    async with retaining(tmp_path, keep_s=1000) as (store, retention), trio.open_nursery() as nursery:
+        numbers = await accept(store, *[f"id {index}" for index in range(2 * STEP + 2)])
+        await store.record([Draft(MessageFailed(cause="internal"), message=number, account=1) for number in numbers])
+        await store.record([Draft(ResultsReported(up_to=store.last_seq, results=len(numbers)))])
+        counts = []
+
+        async def ask():
+            counts.append(await retention.let_go(0, "me"))
+
+        for _ in range(3):
+            nursery.start_soon(ask)
+    assert sorted(counts) == [0, 0, len(numbers)]
 
 
 async def test_a_message_queued_again_meanwhile_stays(tmp_path, autojump_clock):

@@ -91,6 +91,8 @@ class Service:
             case commands.SaveAccount(account=account):
                 await self.account(account.id, account.user, account.password)
                 return {"ok": True}
+            case commands.CleanupMessages():
+                return {"ok": True, "removed": 0}
             case commands.DeleteMessages(ids=ids):
                 return {"ok": True, "removed": 0, "not_found": list(ids)}
             case commands.RemoveAccount(id=name) | commands.PauseAccount(id=name) | commands.ResumeAccount(id=name):
