@@ -23,9 +23,9 @@ from msgspec import Struct
 from events import commands, payloads
 from events.account import IMPLICIT_TLS_PORT, AccountPaused, AccountRemoved, AccountResumed, AccountSaved, TlsMode
 from events.commands import Control, Refused, Unavailable
-from events.fact import OWN, Draft
+from events.fact import OWN, Draft, Entry
 from events.lifecycle import FINAL
-from events.message import ContentErased, MessageHeld, MessageWithdrawn
+from events.message import ContentErased, DoubtResolved, MessageHeld, MessageWithdrawn, Resolution
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import CONTROL
 from store import reading
@@ -179,6 +179,24 @@ def steps(values: Sequence[Any], size: int = STEP) -> Iterator[Sequence[Any]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
+# Held mail: pure.
+
+
+def resolved(row: MessageRow, resolution: Resolution, now_us: int, max_age_us: int, by: str) -> Draft:
+    """The fact by which a person's word about a held message is kept; sent again, it is due at once."""
+    end_us = lived_on(row, now_us, max_age_us) if resolution == "resend" else None
+    fact = DoubtResolved(resolution=resolution, by=by, expires_us=end_us)
+    return Draft(fact, message=row.number, account=row.account)
+
+
+def lived_on(row: MessageRow, now_us: int, max_age_us: int) -> int | None:
+    """The new end of a message whose time was over while it did not wait; None where its old one is still to come.
+
+    Whoever asks for mail to be sent wants it sent, not ended as expired in the next moment.
+    """
+    return now_us + max_age_us if row.expires_us <= now_us else None
+
+
 # The actor.
 
 
@@ -187,10 +205,16 @@ LetGo = Callable[[float | None, str], Awaitable[int]]
 
 
 async def run_control(
-    controls: trio.MemoryReceiveChannel[Control], store: Store, run_now: Sequence[Callable[[], None]], let_go: LetGo
+    controls: trio.MemoryReceiveChannel[Control],
+    store: Store,
+    run_now: Sequence[Callable[[], None]],
+    let_go: LetGo,
+    *,
+    max_age_us: int,
 ) -> None:
-    """Take commands until their channel is closed. `run_now` are the bells that it rings."""
-    actor = ControlActor(store, run_now, let_go)
+    """Take commands until their channel is closed. `run_now` are the bells that it rings; `max_age_us` is how long
+    mail waits at most."""
+    actor = ControlActor(store, run_now, let_go, max_age_us)
     async with trio.open_nursery() as beside:
         async for control in controls:
             if isinstance(control.command, commands.CleanupMessages):
@@ -210,10 +234,11 @@ async def _answer(actor: "ControlActor", control: Control) -> None:
 class ControlActor:
     """One method a command; none of them keeps anything between two commands."""
 
-    def __init__(self, store: Store, run_now: Sequence[Callable[[], None]], let_go: LetGo) -> None:
+    def __init__(self, store: Store, run_now: Sequence[Callable[[], None]], let_go: LetGo, max_age_us: int) -> None:
         self._store = store
         self._run_now = run_now
         self._let_go = let_go
+        self._max_age_us = max_age_us
 
     async def answer(self, control: Control) -> Answer | Refused | Unavailable:
         """The contract's answer, a refusal, or that nothing can be recorded now."""
@@ -244,6 +269,8 @@ class ControlActor:
                 return await self._delete(ids, by)
             case commands.CleanupMessages(older_than_s):
                 return {"ok": True, "removed": await self._let_go(older_than_s, by)}
+            case commands.ResolveMessage(message_id, resolution):
+                return await self._resolve(message_id, resolution, by)
 
     def _ring(self) -> Answer:
         for ring in self._run_now:
@@ -310,6 +337,19 @@ class ControlActor:
             raise Refused(f"there is no account {account_id!r}: GET /accounts lists them", 404)
         await self._store.record([Draft(fact, account=row.number)], urgent=True)
         return {"ok": True}
+
+    async def _resolve(self, message_id: str, resolution: Resolution, by: str) -> Answer:
+        """Only what is held can be resolved, as of the transaction that says so."""
+        row = await self._store.read(reading.message_by_id, message_id)
+        if row is None:
+            raise Refused("No message with this id is known", 404)
+        if row.state == "held":
+            draft = resolved(row, resolution, self._store.clock.now_us(), self._max_age_us, by)
+            (answer,) = (await self._store.record([draft], urgent=True)).answers
+            if isinstance(answer, Entry):
+                return {"ok": True}
+            row = answer.row or row
+        raise Refused(f"the message is not held, it is {row.state.replace('_', ' ')}: GET /held lists held mail", 409)
 
     async def _delete(self, ids: Sequence[str], by: str) -> Answer:
         removed, not_found = 0, []

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from . import payloads
+from .message import Resolution
 
 Answer = TypeVar("Answer")
 
@@ -133,6 +134,13 @@ class CleanupMessages(msgspec.Struct, frozen=True):
     older_than_s: float | None = None
 
 
+class ResolveMessage(msgspec.Struct, frozen=True):
+    """What a person decides about one held message."""
+
+    id: str
+    resolution: Resolution
+
+
 Command = (
     RunNow
     | Suspend
@@ -143,6 +151,7 @@ Command = (
     | ResumeAccount
     | DeleteMessages
     | CleanupMessages
+    | ResolveMessage
 )
 
 

@@ -77,11 +77,15 @@ class MessageFailed(Fact):
 
 
 class DoubtResolved(Fact):
-    """A person decided about a held message: send it again, or call it sent, or call it failed."""
+    """A person decided about a held message: send it again, or call it sent, or call it failed.
+
+    Sent again, it is due at once or at `due_us`; `expires_us` is its new end where the old one had passed.
+    """
 
     resolution: Resolution
     due_us: int | None = None
     by: str = ""
+    expires_us: int | None = None
 
 
 class ContentErased(Fact):

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
+from .message import Resolution
+
 
 class AttachmentPayload(Struct, frozen=True):
     filename: str
@@ -56,6 +58,13 @@ class CleanupMessages(Struct, frozen=True, forbid_unknown_fields=True):
     """None: as long ago as retention is configured."""
 
     older_than_seconds: Annotated[float, Meta(ge=0)] | None = None
+
+
+class Resolve(Struct, frozen=True, forbid_unknown_fields=True):
+    """`id` stands in the path."""
+
+    id: str
+    resolution: Resolution = field(name="as")
 
 
 class Activate(Struct, frozen=True):

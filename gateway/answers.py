@@ -62,6 +62,8 @@ class Held(Struct, frozen=True, omit_defaults=True, kw_only=True):
     id: str
     account_id: str | None = None
     cause: str
+    held_at: str
+    held_ts: int
     attempts: int
     created_at: str
     created_ts: int

@@ -18,12 +18,13 @@ from .commands import COMMANDS, Command, Reader
 from .door import Door
 from .errors import Answer, Trouble, bad, error
 from .front import LEASE, Front
-from .settings import BODY_S_MAX, SEND_S_MAX
+from .settings import BODY_S_MAX, CLI_AGENT, SEND_S_MAX
 from .stream import Streams
 from .writing import Call
 
 BY_API = "api"
-"""Who asks over HTTP: there is one token."""
+BY_CLI = "cli"
+"""Who asks over HTTP: there is one token, and our own command line says that it is a person's."""
 
 STREAM = "/events/stream"
 OPEN_PATHS = frozenset(command.path for command in COMMANDS if command.open)
@@ -108,7 +109,8 @@ def _view(door: Door, command: Command) -> Callable[..., Awaitable[Response]]:
         try:
             payload = await _payload(command, reader, path)
             lease: Any = request.scope.get(LEASE)
-            call = Call(payload, BY_API, lease, request.headers.get("Idempotency-Key"))
+            by = BY_CLI if request.headers.get("User-Agent") == CLI_AGENT else BY_API
+            call = Call(payload, by, lease, request.headers.get("Idempotency-Key"))
             return _respond(await command.handler(door, call))
         except Trouble as trouble:
             return _respond(trouble.answer)
@@ -117,15 +119,16 @@ def _view(door: Door, command: Command) -> Callable[..., Awaitable[Response]]:
 
 
 async def _payload(command: Command, reader: Reader, path: dict[str, str]) -> Any:
+    named = {name: _unquoted(value) for name, value in path.items()}
     match command.source:
         case "path":
-            return reader.fields({name: _unquoted(value) for name, value in path.items()})
+            return reader.fields(named)
         case "query":
             return reader.fields(request.args.to_dict())
     data = await request.get_data(cache=True, as_text=False, parse_form_data=False)
     if data:
         _check_content_type()
-    return reader.body(data)
+    return reader.beside_path(data, named) if named else reader.body(data)
 
 
 def _check_content_type() -> None:

@@ -44,6 +44,11 @@ async def deferred(door: Door, call: Call) -> Answer:
     return Answer(await door.store.read(lists.deferred, door.look(), asked.after, asked.limit))
 
 
+async def held(door: Door, call: Call) -> Answer:
+    asked: queries.Listing = call.payload
+    return Answer(await door.store.read(lists.held, door.look(), asked.after, asked.limit))
+
+
 async def results(door: Door, call: Call) -> Answer:
     asked: queries.Results = call.payload
     await check_cursor(door, asked.after, asked.log)

@@ -2,6 +2,7 @@
 answers, and who decides. `handle_command` and the HTTP routes are made from it, and the bad-input test walks it.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from events import payloads
 
 from . import answers, asking, queries, writing
 from .door import Door
-from .errors import Answer, Trouble, convert, decode
+from .errors import Answer, Trouble, bad, convert, decode
 from .writing import Call
 
 Handler = Callable[[Door, Call], Awaitable[Answer]]
@@ -33,9 +34,14 @@ class Command(Struct, frozen=True):
     open: bool = False
 
     @property
+    def path_fields(self) -> tuple[str, ...]:
+        """The fields of its payload that stand in the path."""
+        return tuple(re.findall(r"<(\w+)>", self.path))
+
+    @property
     def source(self) -> Source:
-        """Where its payload stands in a request."""
-        if "<" in self.path:
+        """Where its payload stands in a request, or what of it the path does not say."""
+        if self.path_fields and set(self.payload.__struct_fields__) <= set(self.path_fields):
             return "path"
         return "query" if self.method == "GET" else "body"
 
@@ -69,6 +75,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("resumeAccount", "POST", "/account/<id>/resume", queries.Id, None, CONTROL, writing.resume_account),
     Command("pendingMessages", "GET", "/pending", queries.Listing, answers.PendingList, GATEWAY, asking.pending),
     Command("listDeferred", "GET", "/deferred", queries.Listing, answers.DeferredList, GATEWAY, asking.deferred),
+    Command("listHeld", "GET", "/held", queries.Listing, answers.HeldList, GATEWAY, asking.held),
+    Command(
+        "resolveMessage", "POST", "/messages/<id>/resolve", payloads.Resolve, None, CONTROL, writing.resolve_message
+    ),
     Command("results", "GET", "/results", queries.Results, answers.ResultList, GATEWAY, asking.results),
     Command("listMessages", "GET", "/messages", queries.Messages, answers.MessageList, GATEWAY, asking.messages),
     Command("showMessage", "GET", "/messages/<id>", queries.Id, answers.MessageRecord, GATEWAY, asking.message),
@@ -85,6 +95,8 @@ IGNORES_FIELDS = frozenset({payloads.Empty, payloads.Activate})
 
 MAY_BE_MISSING = IGNORES_FIELDS | {payloads.CleanupMessages}
 """Bodies all of whose fields are optional: none at all is `{}`."""
+
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
 BY_PROGRAM = "program"
 """Who asks where a program of one's own calls `handle_command`."""
@@ -103,6 +115,14 @@ class Reader:
         if self._may_be_missing and not data.strip():
             data = b"{}"
         return decode(data, self._decoder)
+
+    def beside_path(self, data: bytes, path: Mapping[str, str]) -> Any:
+        """The payload of a body together with what the path says. Raises Trouble 400."""
+        fields = decode(data, _OBJECT)
+        for name in path:
+            if name in fields:
+                raise bad(f"the body does not fit: {name} stands in the path, leave it out")
+        return self.body(msgspec.json.encode({**fields, **path}))
 
     def fields(self, fields: dict[str, Any]) -> Any:
         """The payload of a query or a path. Raises Trouble 400."""

@@ -4,6 +4,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+CLI_AGENT = "letterbook-cli"
+"""The User-Agent of our command line: what it asks for is recorded as asked for by a person at a terminal."""
+
 LIST_LIMIT = 1_000
 LIST_LIMIT_MAX = 10_000
 """Rows in one answer, by default and at most, in every list."""

@@ -163,11 +163,14 @@ def deferred(row: MessageRow, beside: Beside, around: Surroundings, now_us: int)
 
 
 def held(row: MessageRow, beside: Beside, around: Surroundings) -> Held:
+    """Nothing changes a held message but its end, so it was held when it was last updated."""
     envelope = envelope_of(beside, row.revision)
     return Held(
         id=row.id,
         account_id=account_id(around, row.account),
         cause=row.cause or "held",
+        held_at=iso(row.updated_us),
+        held_ts=seconds(row.updated_us),
         attempts=row.attempts,
         created_at=iso(row.created_us),
         created_ts=seconds(row.created_us),

@@ -77,6 +77,11 @@ async def cleanup_messages(door: Door, call: Call) -> Answer:
     return Answer(await door.control(commands.CleanupMessages(call.payload.older_than_seconds), call.by))
 
 
+async def resolve_message(door: Door, call: Call) -> Answer:
+    wanted: payloads.Resolve = call.payload
+    return Answer(await door.control(commands.ResolveMessage(wanted.id, wanted.resolution), call.by))
+
+
 def _check_count(count: int, most: int, verb: str) -> None:
     if count > most:
         raise bad(f"Cannot {verb} more than {most} messages at once")

@@ -8,13 +8,15 @@ import click
 from .auditing_commands import at, rebuild, verify
 from .client_commands import cleanup, send, tail
 from .log_command import log
-from .reading_commands import accounts, deferred, pending, results, show
+from .operating_commands import resolve
+from .reading_commands import accounts, deferred, held, pending, results, show
 from .service_commands import check_config, demo, serve
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Run": (serve, demo, check_config),
     "Send and watch": (send, tail),
-    "Look, at a running or a stopped service": (log, show, pending, deferred, results, accounts),
+    "Look, at a running or a stopped service": (log, show, pending, deferred, held, results, accounts),
+    "Decide": (resolve,),
     "Keep": (cleanup,),
     "Audit": (verify, at, rebuild),
 }

@@ -10,6 +10,8 @@ import msgspec
 import trio
 import trio_websocket
 
+from gateway.settings import CLI_AGENT
+
 from .failures import Failure
 from .sources import configured
 
@@ -58,15 +60,22 @@ def post(target: Target, path: str, body: Mapping[str, Any]) -> tuple[int, dict[
     timeout = httpx.Timeout(target.send_wait_s + ANSWER_MARGIN_S, connect=10.0)
     try:
         # Proxies of the environment are for the world outside, not for a service of one's own.
-        response = httpx.post(
-            f"{target.url}{path}", json=body, headers=dict(target.headers), timeout=timeout, trust_env=False
-        )
+        headers = {"User-Agent": CLI_AGENT, **target.headers}
+        response = httpx.post(f"{target.url}{path}", json=body, headers=headers, timeout=timeout, trust_env=False)
         answer = msgspec.json.decode(response.content, type=dict[str, Any])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Failure(f"{target.url} does not answer ({error}): is the service running?") from error
     except msgspec.MsgspecError as error:
         raise Failure(f"{target.url} answers, but it is no Letterbook") from error
     return response.status_code, answer
+
+
+def command(target: Target, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a command that was carried out. Raises Failure with the service's sentence where it was not."""
+    status, answer = post(target, path, body)
+    if status >= 300:
+        raise Failure(str(answer.get("error", f"the service answers {status}")))
+    return answer
 
 
 # The live stream

@@ -1,4 +1,4 @@
-"""Commands that read the views: show, pending, deferred, results, accounts. JSON is that of the HTTP answers."""
+"""Commands that read the views: show, pending, deferred, held, results, accounts. JSON is that of the HTTP answers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,16 +85,21 @@ def print_deferred(answer: Any, limit: int = LIST_LIMIT) -> None:
 
 
 def print_held(answer: Any, limit: int = LIST_LIMIT) -> None:
-    titles = "id", "because of", "account", "attempts", "queued", "last error"
+    titles = "id", "since", "because of", "account", "attempts", "in doubt", "last error"
     rows = [
         (
-            *(row.id, row.cause.replace("_", " "), row.account_id),
-            *(row.attempts, second_text(row.created_ts), row.last_error),
+            *(row.id, second_text(row.held_ts), row.cause.replace("_", " "), row.account_id),
+            *(row.attempts, _in_doubt(row.recipients), row.last_error),
         )
         for row in answer.held
     ]
     print_table(titles, rows, "Nothing is held.")
     say_more(answer, rows, limit)
+
+
+def _in_doubt(recipients: Sequence[Any]) -> str:
+    """Whom the message may have reached."""
+    return ", ".join(each.address or "(erased)" for each in recipients if each.status == "in_doubt")
 
 
 def print_results(answer: Any, limit: int = LIST_LIMIT) -> None:
@@ -219,6 +224,19 @@ def deferred(after: int, limit: int, as_json: bool, config_path: Path | None, db
 
         answer = lists.deferred(connection, look, after, limit)
     print_answer(answer, as_json, print_deferred, limit)
+
+
+@click.command()
+@page_options
+@json_option
+@source_options
+def held(after: int, limit: int, as_json: bool, config_path: Path | None, db: Path | None) -> None:
+    """Mail that is held until a person says what becomes of it (`resolve`)."""
+    with look_at(config_path, db) as (connection, look, _):
+        from gateway import lists
+
+        answer = lists.held(connection, look, after, limit)
+    print_answer(answer, as_json, print_held, limit)
 
 
 @click.command()

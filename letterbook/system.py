@@ -191,6 +191,7 @@ class System:
             self.store,
             (self._run_delivery_now, *(bell.ring for bell in self._bells.values())),
             self.retention.let_go,
+            max_age_us=int(self.config.delivery.max_age_seconds * MICROSECONDS),
         )
 
     def _run_delivery_now(self) -> None:

@@ -57,6 +57,7 @@ _MOVED = (
     "state",
     "due_us",
     "due_cause",
+    "expires_us",
     "updated_us",
     "recipients",
     "attempts",

@@ -20,7 +20,7 @@ _FIXED = {
     "content_missing": "content missing",
     "internal": "internal error",
     "in_doubt": IN_DOUBT_TEXT,
-    "resolved_error": "in doubt, and resolved as an error",
+    "resolved_error": "held, and resolved as an error",
     "withdrawn": "withdrawn",
 }
 """The causes whose text does not depend on a relay."""
@@ -100,6 +100,4 @@ def last_error(row: MessageRow, replies: Replies) -> str | None:
     """What went wrong last with a message that is still open; None while nothing has."""
     states = states_of(row.recipients)
     index = first_failure(states)
-    if index is not None:
-        return reply_text(states[index], index, replies)
-    return error_text(row.cause, row.detail, states, replies) if row.state == "held" else None
+    return None if index is None else reply_text(states[index], index, replies)

@@ -218,13 +218,15 @@ def _resolved(row: MessageRow, state: State, entry: Entry, fact: DoubtResolved) 
     resolved = RecipientState(_RESOLVED[fact.resolution], ended=entry.seq)
     meant = _NOT_REFUSED if fact.resolution == "sent" else IN_DOUBT
     due_us = entry.at_us if fact.due_us is None else fact.due_us
+    asked = row.due_cause if due_us == row.due_us else "asked"
     return replace(
         row,
         state=state,
         recipients=_replaced(row, meant, resolved),
         cause="refused" if fact.resolution == "sent" and state == "failed" else f"resolved_{fact.resolution}",
         due_us=due_us,
-        due_cause="asked" if due_us > entry.at_us else None,
+        due_cause=asked if due_us > entry.at_us else None,
+        expires_us=row.expires_us if fact.expires_us is None else fact.expires_us,
         doubts=0,
         updated_us=entry.at_us,
     )

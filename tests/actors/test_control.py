@@ -1,6 +1,7 @@
 """Control: what is asked for is on disk before it is answered, and stops what it says it stops."""
 
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from events.commands import (
     Refused,
     RemoveAccount,
     Reply,
+    ResolveMessage,
     ResumeAccount,
     RunNow,
     SaveAccount,
@@ -33,10 +35,13 @@ from store import reading
 from store.beside import LetterRow
 from store.dispatching import sealed_credentials
 from store.secrets import Secrets
+from store.worklists import expired
 from store.writer import Declined
 
 from .opened import T0_US, end, facts, kinds, opened, rows, start, states
 from .opened import save_account as saved
+
+HOUR_US = 3_600_000_000
 
 SECRETS = Secrets(b"k" * 32, lambda n: b"s" * n)
 
@@ -52,16 +57,17 @@ async def controlling(folder, *run_now, let_go=None):
         return await reply.get()
 
     async with opened(folder) as store, trio.open_nursery() as nursery:
-        nursery.start_soon(run_control, receive, store, run_now, let_go or Retention(store, 100).let_go)
+        let_go = let_go or Retention(store, 100).let_go
+        nursery.start_soon(partial(run_control, receive, store, run_now, let_go, max_age_us=HOUR_US))
         async with send:
             yield store, ask
 
 
-async def accept(store, *ids: str, account: int = 1) -> list[int]:
+async def accept(store, *ids: str, account: int = 1, expires_us: int = 2 * T0_US) -> list[int]:
     drafts = [
         Draft(
             MessageAccepted(
-                id=each, priority=2, due_us=0, expires_us=2 * T0_US, size=1, recipients=("d",), letter="d", by="test"
+                id=each, priority=2, due_us=0, expires_us=expires_us, size=1, recipients=("d",), letter="d", by="test"
             ),
             message=OWN,
             account=account,
@@ -208,6 +214,68 @@ async def test_after_a_restored_backup_somebody_must_choose(tmp_path, autojump_c
         assert (await facts(store))[-1].fact.restored == chosen
 
 
+async def in_doubt(store, message_id: str, **fields) -> int:
+    """A message held because nobody knows whether it arrived; its number."""
+    [number] = await accept(store, message_id, **fields)
+    await end(store, number, 1, await start(store, number, 1), "held", "in_doubt", cause="in_doubt")
+    return number
+
+
+@pytest.mark.parametrize(
+    ("resolution", "state", "status"),
+    [("resend", "waiting", "open"), ("sent", "sent", "delivered"), ("error", "failed", "refused")],
+)
+async def test_held_mail_becomes_what_a_person_says(tmp_path, autojump_clock, resolution, state, status):
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        number = await in_doubt(store, "m")
+        assert await ask(ResolveMessage("m", resolution)) == {"ok": True}
+        fact = (await facts(store))[-1].fact
+        assert (fact.resolution, fact.by, fact.expires_us) == (resolution, "tester", None)
+        row = await store.read(reading.message, number)
+        assert (row.state, [each.status for each in row.states()]) == (state, [status])
+        refused = await ask(ResolveMessage("m", resolution))
+        assert isinstance(refused, Refused) and refused.status == 409 and state in refused.sentence
+        results = await rows(store, "select status from results")
+        assert results == {"waiting": [], "sent": [("sent",)], "failed": [("error",)]}[state]
+
+
+async def test_only_what_is_held_can_be_resolved(tmp_path, autojump_clock):
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        await accept(store, "waiting")
+        seq = store.last_seq
+        for message_id, status in (("nobody", 404), ("waiting", 409)):
+            refused = await ask(ResolveMessage(message_id, "sent"))
+            assert isinstance(refused, Refused) and refused.status == status
+        assert store.last_seq == seq
+
+
+async def test_what_is_resolved_to_be_sent_again_lives_on_though_its_time_was_over(tmp_path, autojump_clock):
+    """Held mail does not expire; whoever asks for it to be sent wants it sent, and retention would end it at once."""
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        number = await in_doubt(store, "m", expires_us=T0_US + 60_000_000)
+        await trio.sleep(120)
+        now_us = store.clock.now_us()
+        assert await ask(ResolveMessage("m", "resend")) == {"ok": True}
+        assert await store.read(expired, store.clock.now_us()) == []
+        row = await store.read(reading.message, number)
+        assert (row.expires_us, row.due_us <= now_us) == (now_us + HOUR_US, True)
+        assert (await facts(store))[-1].fact.expires_us == row.expires_us
+
+
+async def test_mail_of_a_restored_backup_that_is_held_can_be_resolved(tmp_path, autojump_clock):
+    async with controlling(tmp_path) as (store, ask):
+        await saved(store, "main")
+        await accept(store, "a", "b", "c")
+        await store.record([Draft(DispatchSuspended(by="recovery", restored=True))])
+        await ask(Activate("hold"))
+        for message_id, resolution in (("a", "resend"), ("b", "sent"), ("c", "error")):
+            assert await ask(ResolveMessage(message_id, resolution)) == {"ok": True}
+        assert await states(store) == {"a": "waiting", "b": "sent", "c": "failed"}
+
+
 async def test_deleting_goes_by_state(tmp_path, autojump_clock):
     async with controlling(tmp_path) as (store, ask):
         await saved(store, "main")
@@ -271,7 +339,7 @@ async def test_a_stop_ends_what_runs_beside_the_others_and_says_so(tmp_path, aut
         reply = Reply()
         send.send_nowait(Control(CleanupMessages(), "t", reply))
         send.close()
-        await run_control(receive, store, [], never)
+        await run_control(receive, store, [], never, max_age_us=HOUR_US)
         with pytest.raises(Dropped):
             await reply.get()
 
@@ -294,11 +362,11 @@ async def test_a_store_that_stops_is_unavailable_and_a_crash_drops_its_command(t
         reply, crashed = Reply(), Reply()
         send.send_nowait(Control(RunNow(), "t", crashed))
         with pytest.RaisesGroup(ZeroDivisionError):
-            await run_control(receive, store, [broken], nothing)
+            await run_control(receive, store, [broken], nothing, max_age_us=HOUR_US)
         with pytest.raises(Dropped):
             await crashed.get()
         store.recorder.shut()
         send.send_nowait(Control(Suspend(), "t", reply))
         send.close()
-        await run_control(receive, store, [], nothing)
+        await run_control(receive, store, [], nothing, max_age_us=HOUR_US)
         assert isinstance(await reply.get(), Unavailable)

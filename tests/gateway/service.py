@@ -16,7 +16,7 @@ from events.commands import Control, Decision, Refused, Submission
 from events.fact import OWN, Draft, Entry
 from events.letter import Envelope, Letter
 from events.lifecycle import ALREADY_SENT
-from events.message import MessageAccepted, MessageRejected
+from events.message import DoubtResolved, MessageAccepted, MessageRejected
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import Outcome
 from gateway.door import Door
@@ -93,6 +93,11 @@ class Service:
                 return {"ok": True}
             case commands.CleanupMessages():
                 return {"ok": True, "removed": 0}
+            case commands.ResolveMessage(id=name, resolution=resolution):
+                number = await self.store.read(reading.message_number, name)
+                fact = DoubtResolved(resolution=resolution, by=control.by)
+                (answer,) = (await self.store.record([Draft(fact, message=number)])).answers
+                return {"ok": True} if isinstance(answer, Entry) else Refused(str(answer.reason), 409)
             case commands.DeleteMessages(ids=ids):
                 return {"ok": True, "removed": 0, "not_found": list(ids)}
             case commands.RemoveAccount(id=name) | commands.PauseAccount(id=name) | commands.ResumeAccount(id=name):

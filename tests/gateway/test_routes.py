@@ -119,6 +119,50 @@ async def test_deferred_mail_says_until_when_and_why(tmp_path):
         assert causes == {"quota"}
 
 
+async def test_held_mail_says_since_when_and_who_is_in_doubt(tmp_path):
+    async with running(tmp_path) as service, service.client() as client:
+        number = await service.accept("doubt", to=("a@example.org", "b@example.org"))
+        outcomes = Outcome(0, "in_doubt"), Outcome(1, "delivered", 250)
+        attempt = await service.start(number, recipients=(0, 1))
+        await service.end(number, attempt, *outcomes, then="held", cause="in_doubt", charged=True)
+        await service.one(Draft(MessageHeld(cause="restored"), message=await service.accept("put aside")))
+        first = (await client.get("/held?limit=1")).json()
+        (doubt,) = first["held"]
+        at = (await service.store.read(reading.message, number)).updated_us // 1_000_000
+        assert (doubt["id"], doubt["cause"], doubt["account_id"], doubt["attempts"]) == (
+            *("doubt", "in_doubt", "default"),
+            1,
+        )
+        assert doubt["held_ts"] == at and doubt["held_at"].endswith("Z") and doubt["last_error"].startswith("in doubt")
+        assert [each["address"] for each in doubt["recipients"] if each["status"] == "in_doubt"] == ["a@example.org"]
+        (aside,) = (await client.get(f"/held?after={first['next']}")).json()["held"]
+        assert (aside["id"], aside["cause"]) == ("put aside", "restored") and "last_error" not in aside
+        past = (await client.get(f"/audit/at?seq={service.store.last_seq}&view=held")).json()
+        assert [each["id"] for each in past["held"]] == ["doubt", "put aside"]
+        assert (await client.get("/messages?status=held")).json()["messages"][0]["id"] == "doubt"
+
+
+async def test_a_resolution_names_the_message_in_the_path_and_what_it_becomes_in_the_body(tmp_path):
+    async with running(tmp_path) as service, service.client() as client:
+        await service.one(Draft(MessageHeld(cause="restored"), message=await service.accept("a/b ü")))
+        path = "/messages/a%2Fb%20%C3%BC/resolve"
+        for body, word in (({}, "as"), ({"as": "no"}, "as"), ({"as": "sent", "x": 1}, "x"), ({"id": "a"}, "id")):
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 400 and word in answer.json()["error"]
+        assert (await client.post(path, json={"as": "sent"})).json() == {"ok": True}
+        answer = await client.post(path, json={"as": "sent"})
+        assert (answer.status_code, answer.json()["error"]) == (409, "not held")
+        (fact,) = (await client.get("/events?kind=DoubtResolved")).json()["events"]
+        assert (fact["resolution"], fact["by"], fact["message_id"]) == ("sent", "api", "a/b ü")
+
+
+async def test_what_the_command_line_asks_for_is_recorded_as_asked_for_by_it(tmp_path):
+    async with running(tmp_path) as service, service.client() as client:
+        await client.post("/commands/suspend", headers={"User-Agent": "letterbook-cli"})
+        (fact,) = (await client.get("/events?kind=DispatchSuspended")).json()["events"]
+        assert fact["by"] == "cli"
+
+
 async def test_results_carry_recipients_and_a_cursor_of_this_log(tmp_path):
     async with running(tmp_path) as service, service.client() as client:
         sent = await service.send("good")

@@ -19,11 +19,11 @@ Every command answers `--help`. Exit codes are 0, 1 (the answer is no: one line 
 the fields; with `--json` what the HTTP API answers, and for `log` JSON Lines that carry the stored data and the
 commits' hashes.
 
-Commands that look (`log`, `show`, `pending`, `deferred`, `results`, `accounts`, `verify`, `at`, `rebuild --check`)
-read the file itself, of a running or a stopped service, and change nothing. `--db FILE` names it, or `--config FILE`
-the configuration that does; without both, `config.ini` of this folder counts, else the defaults. `send`, `tail` and
-`cleanup` speak to the running service, at the address of the configuration or at `--url`. `rebuild` writes and is
-refused while the service runs.
+Commands that look (`log`, `show`, `pending`, `deferred`, `held`, `results`, `accounts`, `verify`, `at`,
+`rebuild --check`) read the file itself, of a running or a stopped service, and change nothing. `--db FILE` names it, or
+`--config FILE` the configuration that does; without both, `config.ini` of this folder counts, else the defaults.
+`send`, `tail`, `resolve` and `cleanup` speak to the running service, at the address of the configuration or at `--url`.
+`rebuild` writes and is refused while the service runs.
 
 Times are ISO 8601; without a zone they are in UTC, and so is every time that is shown.
 """

@@ -20,7 +20,7 @@ from store.opening import connect
 
 from .book import write_log
 
-LISTS = ("pending", "deferred", "results")
+LISTS = ("pending", "deferred", "held", "results")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_lists_as_json_are_the_answers_of_the_http_api(log, name):
         look = lists.Look(time.time_ns() // 1000, log_id)
         answer = msgspec.json.encode(getattr(lists, name)(connection, look, 0, 1000))
     found = json.loads(said(name, "--json", "--db", log))
-    assert found["ok"] is True and len(found[name]) == {"pending": 1, "deferred": 1, "results": 3}[name]
+    assert found["ok"] is True and len(found[name]) == {"pending": 1, "deferred": 1, "held": 0, "results": 3}[name]
     assert found == json.loads(answer)
 
 

@@ -56,9 +56,10 @@ def mailed_again(log) -> list[tuple[int, str]]:
                 for outcome in fact.outcomes:
                     held_back[number, envelope[number][outcome.recipient]] = outcome.status
             case "DoubtResolved":
-                meant = {"resend": ("in_doubt",), "error": ("in_doubt",), "sent": ()}[fact.resolution]
                 for digest in envelope[number]:
-                    if held_back.get((number, digest)) in meant:
+                    if fact.resolution == "sent" and held_back.get((number, digest)) != "refused":
+                        held_back[number, digest] = "delivered"
+                    elif held_back.get((number, digest)) == "in_doubt":
                         held_back[number, digest] = "resolved"
             case "AttemptStarted":
                 keys = [(number, envelope[number][index]) for index in fact.recipients]

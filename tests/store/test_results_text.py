@@ -75,3 +75,5 @@ def test_an_open_message_says_what_went_wrong_last():
     )  # fmt: skip
     assert last_error(row, {(9, 0): "451 4.7.1 later"}) == "451 4.7.1 later"
     assert last_error(msgspec.structs.replace(row, recipients=""), {}) is None
+    held = msgspec.structs.replace(row, state="held", cause="restored", recipients="")
+    assert last_error(held, {}) is None, "that it is held is no error"

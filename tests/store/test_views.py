@@ -123,6 +123,15 @@ def test_sent_again_for_later_it_is_due_because_somebody_asked():
         assert (s.row(number).due_us, s.row(number).due_cause) == (2 * T0_US, "asked")
 
 
+def test_let_go_with_the_due_that_it_had_it_waits_for_the_old_reason_and_with_the_new_end():
+    with story() as s:
+        number = tried(s, "due", "deferred", due_us=2 * T0_US, due_cause="retry")
+        s.given(about(MessageHeld(cause="operator"), number))
+        s.given(about(DoubtResolved(resolution="resend", due_us=2 * T0_US, expires_us=9 * T0_US), number))
+        row = s.row(number)
+        assert (row.state, row.due_us, row.due_cause, row.expires_us) == ("waiting", 2 * T0_US, "retry", 9 * T0_US)
+
+
 def test_held_untried_and_called_sent():
     with story() as s:
         number = s.given(accepted("a", recipients=2))

@@ -144,7 +144,8 @@ class Walker:
 
     def _resolve(self) -> Draft:
         resolution = self.chance.choice(("resend", "sent", "error"))
-        return self._about(DoubtResolved(resolution=resolution, due_us=self.chance.choice((None, self._due_us()))))
+        due_us, expires_us = (self.chance.choice((None, self._due_us())) for _ in range(2))
+        return self._about(DoubtResolved(resolution=resolution, due_us=due_us, expires_us=expires_us))
 
     def _start(self) -> Draft:
         row = self._row()
