@@ -5,13 +5,15 @@ Delivery whatever the relay does. It can't know whether a relay took a mail whos
 answered: that is in doubt, and said so.
 
 Deadlines are Trio's, one for each reply that is awaited and each piece that is sent; a relay that drips bytes does not
-renew them, only whole replies do.
+renew them, only whole replies do. A mail has a deadline as a whole as well, up to its final dot; after the dot the
+stage's own counts alone, for to give up there is to be in doubt.
 
 TLS: whether the certificate must be good is decided before anything is sent (`_policy`). Where it need not be, it is
 checked all the same, and after a failure the relay is connected to once more without the check: only so is
 "verified" true when we say it, and the ssl module can't verify a chain after a handshake that did not.
 """
 
+import math
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -28,7 +30,7 @@ from msgspec import Struct, structs
 from events.account import IMPLICIT_TLS_PORT, TlsMode
 
 from .network import Network
-from .smtp.auth import CLEAR_PREFERENCE, ENCRYPTED_PREFERENCE, encode
+from .smtp.auth import CLEAR_PREFERENCE, ENCRYPTED_PREFERENCE, redacted
 from .smtp.engine import STAGES, Engine, Event, Replied, Stage, State
 from .smtp.reply import TEXT_CHARACTERS_MAX, Reply
 from .smtp.transaction import Delivery, Mail
@@ -38,8 +40,12 @@ __all__ = ["Connection", "Delivery", "Mail", "Relay", "RelayTrouble", "TroubleRe
 LAST_WORDS_SECONDS = 2.0
 """After a failed write, how long to read on: a relay that hangs up has usually said why just before."""
 
-LOOK_CHECKPOINTS = 6
-"""Turns of the scheduler that `idle_ok` gives to what has already arrived: a socket needs two, a TLS record four."""
+TRANSACTION_SECONDS_MAX = 3600.0
+"""What one mail may take up to its final dot, whatever the stages still allow: a hundred recipients each answered
+after 299 s would hold a connection for eight hours, and 36 s each is more than any tarpit asks for."""
+
+OCTETS_A_SECOND_MIN = 4_000
+"""And so much more time as the content needs at this speed, which is a modem's: 50 MB have 3.5 hours."""
 
 TroubleReason = Literal[
     "dns", "connect_refused", "connect_timeout", "connect_failed",
@@ -67,13 +73,13 @@ class Relay(Struct, frozen=True):
 
 
 class RelayTrouble(Exception):
-    """The relay can't be used now; nothing is wrong with any message. Its text never holds the password."""
+    """The relay can't be used now; nothing is wrong with any message. Its text is one line without user or password."""
 
     def __init__(self, reason: TroubleReason, text: str, code: int | None = None) -> None:
-        super().__init__(text)
         self.reason: TroubleReason = reason
         self.code = code
-        self.text = text
+        self.text = text[:TEXT_CHARACTERS_MAX]
+        super().__init__(self.text)
 
 
 class _Policy(Struct, frozen=True):
@@ -161,6 +167,16 @@ def _why(error: ssl.SSLCertVerificationError) -> str:
     return getattr(error, "verify_message", "") or str(error)
 
 
+def _tls_words(error: BaseException) -> str:
+    """OpenSSL's name of what went wrong; a relay that speaks no TLS here is told apart from one that hangs up."""
+    if not isinstance(error, ssl.SSLError):
+        return "the relay closed the connection"
+    reason: str = getattr(error, "reason", None) or str(error)
+    if reason in _NOT_TLS:
+        return "what came was not TLS; if TLS begins with STARTTLS on this port, set tls to starttls-required"
+    return reason.lower().replace("_", " ")
+
+
 def _innermost(error: BaseException) -> BaseException:
     return [cause for cause in _causes(error) if not isinstance(cause, BaseExceptionGroup)][-1]
 
@@ -186,8 +202,9 @@ class Connection:
     async def deliver(self, mail: Mail) -> Delivery:
         """Send a mail and say what came of it; afterwards the connection is ready again, or closed."""
         self._engine.start_transaction(mail)
-        await self._converse()
-        delivery = self._engine.delivery()
+        seconds = TRANSACTION_SECONDS_MAX + len(mail.content) / OCTETS_A_SECOND_MIN
+        await self._converse(trio.current_time() + seconds)
+        delivery = self._delivery()
         if not delivery.reusable:
             self.close_now()
         return delivery
@@ -195,22 +212,15 @@ class Connection:
     def interrupted(self) -> Delivery:
         """The outcome of a `deliver` that was cancelled, by how far it had come; the connection is closed."""
         self.close_now()
-        return structs.replace(self._engine.delivery(), reusable=False)
+        return structs.replace(self._delivery(), reusable=False)
 
-    async def idle_ok(self) -> bool:
-        """Look whether the relay has closed or sent 421 meanwhile, without waiting for anything.
-
-        It costs about as much as ten checkpoints, so it is for a connection that has idled, not for each mail.
-        """
-        if self.ready:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._receive)
-                for _ in range(LOOK_CHECKPOINTS):
-                    await trio.lowlevel.checkpoint()
-                nursery.cancel_scope.cancel()
-        if not self.ready:
-            self.close_now()
-        return self.ready
+    def _delivery(self) -> Delivery:
+        """As the engine has it, but for a password that a relay quotes; the user's name is often an address in it."""
+        delivery, password = self._engine.delivery(), self._relay.password
+        if not delivery.replies or not password:
+            return delivery
+        replies = tuple((recipient, redacted(text, "", password)) for recipient, text in delivery.replies)
+        return structs.replace(delivery, replies=replies)
 
     # The end
 
@@ -277,11 +287,13 @@ class Connection:
         try:
             yield
         except ssl.SSLCertVerificationError as error:
-            raise RelayTrouble("certificate", f"{self._where}: {_why(error)}") from error
+            words = f"the certificate of {self._where} is not good: {_why(error)}; {_CERTIFICATE_HINT}"
+            raise RelayTrouble("certificate", words) from error
         except _STREAM_ENDS as error:
-            raise RelayTrouble("tls", f"{self._where}: the TLS handshake failed: {error!r}") from error
+            raise RelayTrouble("tls", f"{self._where}: the TLS handshake failed: {_tls_words(error)}") from error
         except trio.TooSlowError:
-            raise RelayTrouble("tls", f"{self._where}: the TLS handshake took too long") from None
+            seconds = STAGES["tls"].timeout_seconds
+            raise RelayTrouble("tls", f"{self._where} did not end the TLS handshake in {seconds:g} s") from None
 
     async def _authenticate(self) -> None:
         mechanism = self._mechanism()
@@ -308,15 +320,12 @@ class Connection:
         if trouble is not None or reply is None:
             assert trouble is not None, "the engine ended without trouble and without a reply"
             reason = "injected" if trouble.reason == "injected" else _REASONS[trouble.stage]
-            raise RelayTrouble(reason, self._redact(f"{self._where}: {trouble.text}"), trouble.code)
+            hint = _GREETING_HINT if reason == "greeting" and trouble.code is None and not self.tls else ""
+            raise RelayTrouble(reason, self._redact(f"{self._where}: {trouble.text}") + hint, trouble.code)
         return reply
 
     def _redact(self, text: str) -> str:
-        """A relay may quote what we sent it: no form in which the password crossed the wire stays in a text."""
-        user, password = (self._relay.user or "").encode(), (self._relay.password or "").encode()
-        for secret in (encode(b"\0" + user + b"\0" + password), encode(password), password):
-            text = text.replace(secret.decode(), "***") if secret else text
-        return text[:TEXT_CHARACTERS_MAX]
+        return redacted(text, self._relay.user or "", self._relay.password or "")
 
     @property
     def _where(self) -> str:
@@ -324,28 +333,28 @@ class Connection:
 
     # Bytes
 
-    async def _converse(self) -> Reply | None:
-        """Send and receive until no reply is owed to us; the last one is returned.
+    async def _converse(self, until: float = math.inf) -> Reply | None:
+        """Send and receive until no reply is owed to us, before the dot not beyond `until`; the last one is returned.
 
         One scope serves the whole conversation and its deadline is moved: to open one for each wait would cost a
         fifth of the time that a mail takes.
         """
         engine, reply = self._engine, None
         with trio.CancelScope() as deadline:
-            await self._send(deadline)
+            await self._send(deadline, until)
             while engine.waiting:
-                _restart(deadline, engine.stage)
+                _restart(deadline, engine.stage, until)
                 reply = await self._receive() or reply
-                await self._send(deadline)
+                await self._send(deadline, until)
         if deadline.cancelled_caught:
             engine.lose("timeout")
         return reply
 
-    async def _send(self, deadline: trio.CancelScope) -> None:
+    async def _send(self, deadline: trio.CancelScope, until: float) -> None:
         engine = self._engine
         stage = engine.stage
         while data := engine.take():
-            _restart(deadline, stage)
+            _restart(deadline, stage, until)
             try:
                 await self._stream.send(data)
             except _STREAM_ENDS:
@@ -371,12 +380,19 @@ class Connection:
         return replies[-1] if replies else None
 
 
-def _restart(deadline: trio.CancelScope, stage: Stage) -> None:
-    deadline.deadline = trio.current_time() + stage.timeout_seconds
+def _restart(deadline: trio.CancelScope, stage: Stage, until: float) -> None:
+    moment = trio.current_time() + stage.timeout_seconds
+    deadline.deadline = moment if stage.in_doubt else min(moment, until)
 
 
 _STREAM_ENDS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 """By the peer, by the network, by ourselves; ssl.SSLError is an OSError."""
+
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+"""What OpenSSL calls bytes that are no TLS record."""
+
+_CERTIFICATE_HINT = "name its authority in tls_ca_file, or take any certificate with tls_verify = false"
+_GREETING_HINT = "; if TLS comes first on this port, set tls to implicit"
 
 _REASONS: Mapping[str, TroubleReason] = MappingProxyType({
     "greeting": "greeting", "ehlo": "ehlo", "helo": "ehlo", "starttls": "starttls", "tls": "tls", "auth": "auth",

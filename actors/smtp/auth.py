@@ -6,6 +6,7 @@ challenge. An answer is made from the challenge, so that only CRAM-MD5 looks at 
 
 import binascii
 import hmac
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -62,3 +63,26 @@ def decode(challenge: bytes) -> bytes | None:
         return b64decode(challenge.strip(), validate=True)
     except binascii.Error:
         return None
+
+
+HIDDEN = "***"
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{2,}={0,2}")
+
+
+def redacted(text: str, user: str, password: str) -> str:
+    """A relay may quote what we sent it: the login goes out of its words, in clear and in base64.
+
+    The name is hidden where it is a word: one that is called "in" must not make a sentence unreadable.
+    """
+    secrets = user.encode(), password.encode()
+    text = _BASE64.sub(lambda found: HIDDEN if _tells(found[0], *secrets) else found[0], text)
+    if password:
+        text = text.replace(password, HIDDEN)
+    return re.sub(rf"(?<!\w){re.escape(user)}(?!\w)", HIDDEN, text, flags=re.IGNORECASE) if user else text
+
+
+def _tells(word: str, user: bytes, password: bytes) -> bool:
+    """Whether a word is an answer of ours to a challenge, or the beginning of one that was cut."""
+    raw = b64decode(word[: len(word) // 4 * 4])
+    named = bool(user) and (raw == user or raw.startswith((user + b" ", b"\0" + user + b"\0")))
+    return named or (bool(password) and password in raw)

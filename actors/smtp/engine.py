@@ -318,7 +318,8 @@ class Engine:
             self.trouble = Trouble(reason, stage.name, text, code)
             if self._transaction and self.state in IN_TRANSACTION:
                 words = detail if code else text
-                self._transaction.loss = Loss(stage.name, words, stage.in_doubt and code is None, code)
+                out_of_step = reason == "garbage" and self.state is State.ENVELOPE
+                self._transaction.loss = Loss(stage.name, words, stage.in_doubt and code is None, code, out_of_step)
         self._close()
         return self.trouble
 

@@ -24,7 +24,9 @@ TEXT_CHARACTERS_MAX = 500
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\n]{0,%d})|\r)?\n" % (LINE_OCTETS_MAX - 4))
 # RFC 3463 section 2: class, subject, detail; the class stands for success, transient or permanent.
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z)")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# Control characters, line separators, and the marks that turn the order of reading around (UAX 9): a relay must not
+# be able to write a line of a log, or to make one read as another.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 class GarbageError(ValueError):

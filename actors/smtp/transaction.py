@@ -4,6 +4,9 @@ The first failure in stage order decides, per recipient: our own refusal before 
 this recipient's RCPT, DATA, the reply to the final dot. So a MAIL that was deferred with 451 stays a deferral of
 everybody, although the RCPT and DATA that were pipelined behind it were answered 503 ("bad sequence"), which by
 itself would be permanent; and a reply to DATA or to the dot speaks only to those whose RCPT was accepted.
+
+A relay that is found out of step within the envelope (garbage, a reply out of place) is believed in nothing of it: one
+reply too many before, and each recipient would have had the answer that was meant for the one before him.
 """
 
 import re
@@ -59,12 +62,16 @@ class Capabilities(Struct, frozen=True):
 
 
 class Loss(Struct, frozen=True):
-    """The conversation ended before the relay had said everything."""
+    """The conversation ended before the relay had said everything.
+
+    `out_of_step`: it answered what it was not asked, so no answer of this envelope is known to be to its question.
+    """
 
     stage: str
     text: str
     in_doubt: bool = False
     code: int | None = None
+    out_of_step: bool = False
 
 
 _OWN_FAR = Verdict("refused", "message", "nothing was sent for this message")
@@ -169,9 +176,11 @@ class Transaction:
         """The stage and reply that decide for a recipient: the first failure, else the last word, else the loss."""
         if self.refusal:
             return "own", self.refusal
+        rcpt = self._rcpt[position]
+        if self.loss is not None and self.loss.out_of_step and rcpt is not _UNMAILABLE:
+            return self.loss.stage, None
         if self._failed:
             return self._failed[0]
-        rcpt = self._rcpt[position]
         if rcpt is not None and rcpt.code >= 400:
             return ("own" if rcpt is _UNMAILABLE else "rcpt"), rcpt
         if rcpt is not None and self._last:
