@@ -4,7 +4,10 @@ There are three kinds of places. *Serving* connections, at most `connections_max
 mail. *First* connects have FIRST_MAX places of their own, one a relay until it has answered once, and *probes* of
 relays known to be unreachable have PROBES_MAX, one a relay: so a relay that accepts and never answers, or fifty of
 them, take no place from those that serve. A first connect or a probe that succeeds becomes serving where there is
-room; otherwise it ends, and its account waits for a place like any other whose relay is known to answer.
+room; otherwise it ends, and its account waits for a place like any other whose relay is known to answer. Where all
+places of such a kind are taken and another relay waits for one, those that have been at it for HANGS_US give way, and
+their relays count as unreachable: relays that accept and are silent until the last deadline, which is five minutes for
+the greeting alone, must not keep a living one waiting. Probes go in the order in which they are due.
 
 Connections of one relay grow as they are answered: at most as many are being made as stand already. When a further
 one fails while others stand, the relay is not unreachable, it takes no more than these: it is *crowded* for a while.
@@ -37,7 +40,11 @@ FIRST_MAX = 64
 """Relays that are being tried for the first time at once: twice the default of serving connections, and cheap."""
 
 PROBES_MAX = 8
-"""Relays known down that are probed at once: with a connect time-out of some 30 s, 16 a minute."""
+"""Relays known down that are probed at once: 16 a minute, since none holds its place for longer than HANGS_US."""
+
+HANGS_US = 30_000_000
+"""How long a first connect or a probe keeps its place while another relay waits for one: as long as connecting alone
+may take. Relays that make strangers wait for the greeting do so for 10 to 20 s."""
 
 TURN_US = 2_000_000
 """How long a connection serves before it may be taken for a starving account: a login takes a tenth of that."""
@@ -78,11 +85,13 @@ class Place(Struct, eq=False):
 
 
 class Plan(Struct, frozen=True):
-    """Places to connect, places without mail to close, and when to plan again (wall clock)."""
+    """Places to connect, places without mail to close, and when to plan again (wall clock). Of the places to close,
+    the relays of those that `hung` are unreachable."""
 
     connect: tuple[Place, ...]
     close: tuple[Place, ...]
     wake_us: int | None
+    hung: tuple[Place, ...] = ()
 
 
 class PoolPlan:
@@ -95,6 +104,7 @@ class PoolPlan:
         self._answered: set[str] = set()
         self._crowded_until_us: dict[str, int] = {}
         self._starving: dict[int, int] = {}
+        self._waiting: dict[Kind, set[str]] = {}
 
     def places(self) -> Iterator[Place]:
         return iter(self._places)
@@ -174,7 +184,8 @@ class PoolPlan:
         wakes: list[int] = []
         short = 0
         starving: dict[int, int] = {}
-        for number in self._in_turn(demand, have):
+        self._waiting = {"first": set(), "probe": set()}
+        for number in self._in_turn(demand, have, account, relay):
             row = account(number)
             if row is None or row.removed:
                 continue
@@ -189,13 +200,20 @@ class PoolPlan:
                 have[number] += 1
         self._starving = starving
         close += self._make_room(short, demand, have, now_us, wakes)
-        return Plan(tuple(connect), tuple(close), min(wakes, default=None))
+        hung = tuple(self._give_way(now_us, wakes))
+        return Plan(tuple(connect), (*close, *hung), min(wakes, default=None), hung)
 
-    def _in_turn(self, demand: Mapping[int, Wanted], have: Mapping[int, int]) -> list[int]:
-        """Immediate first, then those without any connection, of these who has starved longest; then the others."""
+    def _in_turn(
+        self, demand: Mapping[int, Wanted], have: Mapping[int, int], account: Accounts, relay: Relays
+    ) -> list[int]:
+        """Immediate first, then those without any connection, of these who has starved longest; then the others. Of
+        relays to be probed, the one whose moment came first: otherwise the same few could have all the places."""
 
-        def turn(number: int) -> tuple[bool, bool, float]:
-            return not demand[number].immediate, have.get(number, 0) > 0, self._starving.get(number, float("inf"))
+        def turn(number: int) -> tuple[bool, bool, float, int]:
+            row = account(number)
+            down = relay(row.relay) if row is not None else None
+            starving = self._starving.get(number, float("inf"))
+            return not demand[number].immediate, have.get(number, 0) > 0, starving, down.until_us if down else 0
 
         return sorted(demand, key=turn)
 
@@ -226,9 +244,26 @@ class PoolPlan:
         return "serving" if self.serving < self._connections_max else "full"
 
     def _special(self, kind: Kind, relay: str, places_max: int) -> Kind | None:
-        """One a relay, within the places of its kind."""
+        """One a relay, within the places of its kind; a relay that finds them all taken waits for one."""
         same = [place for place in self._places if place.kind == kind]
-        return None if len(same) >= places_max or any(place.relay == relay for place in same) else kind
+        if any(place.relay == relay for place in same):
+            return None
+        if len(same) < places_max:
+            return kind
+        self._waiting[kind].add(relay)
+        return None
+
+    def _give_way(self, now_us: int, wakes: list[int]) -> Iterator[Place]:
+        """First connects and probes that hang, as many as relays wait for such a place that is not about to be free."""
+        for kind, relays in self._waiting.items():
+            same = sorted((place for place in self._places if place.kind == kind), key=lambda place: place.since_us)
+            short = len(relays) - sum(place.leaving for place in same)
+            for place in [place for place in same if not place.leaving][: max(short, 0)]:
+                if place.since_us + HANGS_US > now_us:
+                    wakes.append(place.since_us + HANGS_US)
+                    break
+                place.leaving = True
+                yield place
 
     def _standing(self, relay: str) -> int:
         """How many connections to a relay serve, and will go on."""

@@ -49,7 +49,7 @@ from .bell import Bell
 from .connection import Connection, Delivery, Mail, Relay, RelayTrouble, connect
 from .judgement import Following, RetryPolicy, ended, what_follows
 from .network import Network
-from .pool_plan import Place, PoolPlan
+from .pool_plan import HANGS_US, Place, PoolPlan
 from .scheduler import Candidate, Wanted
 from .smtp.compose import compose, needs_smtputf8
 from .smtp.retry import backoff_seconds
@@ -64,6 +64,8 @@ DIED_IDLE_US = 5_000_000
 
 NOTE_AGAIN_S = 1.0
 """As often as the recorder looks whether there is room again."""
+
+HUNG = f"not ready for mail after {HANGS_US // MICROSECONDS} s, while other relays waited to be tried"
 
 IDLE_S_MIN = 1.0
 """With a ttl of 0 a connection would end before it could be given any work, and the next one be opened at once."""
@@ -138,6 +140,7 @@ class SenderPool:
         self._work: dict[int, _Work] = {}
         self._scopes: dict[Place, trio.CancelScope] = {}
         self._relays: dict[str, RelayRow | None] = {}
+        self._hung: set[Place] = set()
         self._probe_now = False
         self._stopping = False
         self.bell = Bell()
@@ -208,6 +211,7 @@ class SenderPool:
         relay = self._forgiven if self._probe_now else self._relay
         plan = self._plan.plan(self._demand(), self._books.account, relay, now_us)
         self._probe_now = False
+        self._hung.update(plan.hung)
         self._close(plan.close)
         for place in plan.connect:
             self._scopes[place] = trio.CancelScope()
@@ -241,6 +245,8 @@ class SenderPool:
             if account is not None:
                 with self._scopes[place]:
                     connection = await self._open(place, account)
+                if connection is None and place in self._hung:
+                    await self._failed(place, account, RelayTrouble("connect_timeout", HUNG))
             if account is not None and connection is not None:
                 connection = await self._carry(place, account, connection)
             place.leaving = True
@@ -248,6 +254,7 @@ class SenderPool:
                 await connection.aclose()
         finally:
             self._plan.left(place)
+            self._hung.discard(place)
             del self._scopes[place]
             self.bell.ring()
 
@@ -257,8 +264,7 @@ class SenderPool:
         try:
             connection = await self._connect(account)
         except RelayTrouble as trouble:
-            if self._plan.refused(place, clock.now_us()):
-                await self._note_unreachable(account, trouble.reason, trouble.code, trouble.text)
+            await self._failed(place, account, trouble)
             return None
         self._plan.answered(place, clock.now_us())
         self.bell.ring()
@@ -268,6 +274,10 @@ class SenderPool:
             connection.close_now()
             raise
         return connection
+
+    async def _failed(self, place: Place, account: AccountRow, trouble: RelayTrouble) -> None:
+        if self._plan.refused(place, self._store.clock.now_us()):
+            await self._note_unreachable(account, trouble.reason, trouble.code, trouble.text)
 
     async def _connect(self, account: AccountRow) -> Connection:
         sealed = await self._store.read(sealed_credentials, account.number)

@@ -11,7 +11,8 @@ import trio
 import trio.testing
 
 from actors.delivery import Delivery
-from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountThrottled
+from actors.pool_plan import FIRST_MAX, HANGS_US
+from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountThrottled, RelayUnreachable
 from events.attempt import AttemptStarted
 from events.fact import Draft, Entry, Fact
 from events.message import MessageFailed, MessageRevised, MessageWithdrawn
@@ -37,7 +38,7 @@ from .delivering import (
     until,
     within_a_minute,
 )
-from .opened import facts, kinds, start, states
+from .opened import T0_US, facts, kinds, start, states
 from .world import Relay, takes_at_most
 
 Clock = trio.testing.MockClock
@@ -259,6 +260,34 @@ async def test_dead_relays_cost_the_others_nothing(folder: Path, autojump_clock:
     }.items():
         assert await delivered(folder / name, trouble, 20) >= 0.9 * alone
     assert alone >= 8 * 15
+
+
+async def test_a_new_relay_waits_half_a_minute_for_eighty_that_never_greet(folder: Path, autojump_clock: Clock) -> None:
+    good, hangs = CaptureRelay(), CaptureRelay(hang=True)
+    relays: dict[str, Relay] = {**{f"dead{n}": hangs for n in range(80)}, "good": good}
+    async with delivering(folder, relays, drain_s=0) as (store, _, _):
+        await accept(store, [await save(store, host) for host in relays])
+        with trio.fail_after(HANGS_US / MICROSECONDS + 1):
+            await good.until_received(1)
+        unreachable = [entry.fact for entry in await of_kind(store, "RelayUnreachable")]
+        assert {(fact.reason, fact.code) for fact in unreachable} == {("connect_timeout", None)}
+        assert len(unreachable) == 81 - FIRST_MAX
+        assert not await of_kind(store, "AttemptInterrupted")
+
+
+async def test_a_relay_that_is_back_is_probed_although_a_hundred_hang(folder: Path, autojump_clock: Clock) -> None:
+    """A hundred silent relays and eight places: each has its turn within thirteen rounds, the last in the book too."""
+    good, hangs = CaptureRelay(), CaptureRelay(hang=True)
+    relays: dict[str, Relay] = {**{f"dead{n}": hangs for n in range(100)}, "good": good}
+    async with opened(folder) as store:
+        accounts = [await save(store, host) for host in relays]
+        await accept(store, accounts)
+        down = {"port": 25, "credentials": "c" * 16, "reason": "greeting", "until_us": T0_US, "failures": 1}
+        for host, account in zip(relays, accounts, strict=True):
+            await note(store, RelayUnreachable(host=host, **down), account=account)
+        async with running(store, relays, drain_s=0):
+            with trio.fail_after(13 * HANGS_US / MICROSECONDS + 1):
+                await good.until_received(1)
 
 
 async def test_an_account_new_to_a_full_pool_has_its_turn(folder: Path, autojump_clock: Clock) -> None:

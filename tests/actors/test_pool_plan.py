@@ -7,6 +7,7 @@ from actors.pool_plan import (
     CONNECT_US,
     CROWDED_US,
     FIRST_MAX,
+    HANGS_US,
     PROBES_MAX,
     TURN_US,
     Place,
@@ -282,3 +283,61 @@ def test_an_account_that_allows_fewer_gives_up_what_is_too_much():
     plan = given.plan(a1=8)
     assert set(plan.close) == set(places[3:])
     assert sum(place.leaving for place in places[:3]) == 1
+
+
+# Relays that accept and are silent
+
+
+def hanging(count: int, *, down: bool = False) -> Given:
+    """So many relays, each but the last with its place; all of them silent."""
+    given = Given(*(account(number) for number in range(1, count + 1)))
+    for number in range(1, count + 1) if down else ():
+        given.down(number, NOW_US - number)
+    return given
+
+
+def wanting(count: int) -> dict[str, int]:
+    return {f"a{number}": 1 for number in range(1, count + 1)}
+
+
+def test_first_connects_that_hang_give_way_to_as_many_as_wait():
+    given = hanging(FIRST_MAX + 2)
+    plan = given.plan(**wanting(FIRST_MAX + 2))
+    assert (len(plan.connect), plan.close, plan.wake_us) == (FIRST_MAX, (), NOW_US + HANGS_US)
+    given.now_us += HANGS_US
+    late = given.plan(**wanting(FIRST_MAX + 2))
+    assert late.hung == late.close == plan.connect[:2] and all(place.leaving for place in late.hung)
+    assert given.plan(**wanting(FIRST_MAX + 2)).hung == (), "two places are about to be free"
+    given.close(late)
+    for place in late.hung:
+        given.down(place.account, given.now_us + 1)
+    assert accounts_of(given.plan(**wanting(FIRST_MAX + 2))) == [FIRST_MAX + 1, FIRST_MAX + 2]
+
+
+def test_nobody_gives_way_while_nobody_waits():
+    given = hanging(FIRST_MAX)
+    given.plan(**wanting(FIRST_MAX))
+    given.now_us += 10 * HANGS_US
+    assert given.plan(**wanting(FIRST_MAX)) == Plan((), (), None)
+
+
+def test_probes_that_hang_give_way_and_go_in_the_order_in_which_they_are_due():
+    given = hanging(PROBES_MAX + 3, down=True)
+    plan = given.plan(**wanting(PROBES_MAX + 3))
+    assert accounts_of(plan) == list(range(PROBES_MAX + 3, 3, -1))
+    given.now_us += HANGS_US
+    late = given.plan(**wanting(PROBES_MAX + 3))
+    assert len(late.hung) == 3
+    given.close(late)
+    for place in late.hung:
+        given.down(place.account, given.now_us)
+    assert accounts_of(given.plan(**wanting(PROBES_MAX + 3))) == [3, 2, 1]
+
+
+def test_a_relay_with_several_accounts_waits_for_one_place():
+    given = hanging(FIRST_MAX)
+    given.accounts[FIRST_MAX + 1] = account(FIRST_MAX + 1, host="other")
+    given.accounts[FIRST_MAX + 2] = account(FIRST_MAX + 2, host="other")
+    given.plan(**wanting(FIRST_MAX + 2))
+    given.now_us += HANGS_US
+    assert len(given.plan(**wanting(FIRST_MAX + 2)).hung) == 1
