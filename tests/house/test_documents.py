@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+from actors.connection import TroubleReason
 from events.waiting import SENTENCES
 from events.wire import KINDS
 from gateway.app import STREAM
@@ -146,6 +148,11 @@ def test_a_start_says_the_lines_that_are_listed():
 def test_the_keys_of_log_lines_are_those_that_are_listed():
     section = text(OPERATIONS).split("\n## Log lines\n")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(LOG_KEYS)
+
+
+def test_the_reasons_why_a_relay_cannot_be_used_are_those_that_are_listed():
+    section = text(OPERATIONS).split("\n## Relays that cannot be used\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(get_args(TroubleReason))
 
 
 def test_every_fact_that_a_document_names_exists():
