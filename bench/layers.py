@@ -1,5 +1,6 @@
 """What each layer costs a message, alone and in one process: CPU microseconds."""
 
+import os
 import random
 import time
 import uuid
@@ -20,8 +21,11 @@ from events.fact import OWN, Draft, Entry
 from events.letter import Letter
 from events.message import MessageAccepted
 from events.values import Outcome
+from letterbook.logs import Form, Lines
+from letterbook.outcomes import told
 from store.beside import LetterRow
 from store.clock import SystemClock
+from store.endings import endings
 from store.opening import Store, open_store
 
 from .endtoend import message
@@ -99,6 +103,9 @@ async def _recording(store: Store, messages: int):  # type: ignore[no-untyped-de
     for first in turns:
         await _attempt(store, account.seq, numbers[first : first + TURN])
     yield _line("record one attempt's start and end", time.process_time() - began, len(numbers))
+    for form in ("text", "json"):
+        seconds = await _tell(store, len(numbers), form)
+        yield _line(f"tell one message's end as {form}", seconds, len(numbers))
 
 
 async def _accept(store: Store, account: int) -> list[int]:
@@ -129,3 +136,15 @@ async def _attempt(store: Store, account: int, numbers: Sequence[int]) -> None:
         for start, number in zip(recorded.answers, numbers, strict=True)
     ]
     assert (await store.record(ends)).complete
+
+
+async def _tell(store: Store, messages: int, form: Form) -> float:
+    """CPU seconds for the lines of every end in the log, in pieces as a busy service tells them."""
+    with open(os.devnull, "wb") as nowhere:
+        lines = Lines(form, nowhere.fileno())
+        began = time.process_time()
+        for last in range(2 * TURN, 3 * messages + 1, 2 * TURN):
+            found = await store.read(endings, last - 2 * TURN, last, {})
+            lines.tell("letterbook.outcomes", map(told, found))
+        lines.close()
+        return time.process_time() - began

@@ -178,10 +178,22 @@ def _breathe(seq: int, of: int) -> None:
 class _Numbers(Struct, frozen=True):
     counts: reading.Counts
     oldest_due_us: int | None
+    around: reading.Surroundings
 
 
 def _numbers(connection: reading.Connection, now_us: int) -> _Numbers:
-    return _Numbers(reading.counts(connection, now_us), reading.oldest_due_us(connection))
+    counts = reading.counts(connection, now_us)
+    return _Numbers(counts, reading.oldest_due_us(connection), reading.surroundings(connection))
+
+
+def _by_account(around: reading.Surroundings, now_us: int) -> dict[str, dict[str, float]]:
+    """Of the accounts that something keeps from sending, what it is; most have nothing."""
+    living = [account for account in around.accounts.values() if not account.removed]
+    return {
+        "relay_unreachable": {account.id: 1 for account in living if around.relay_of(account)},
+        "account_paused": {account.id: 1 for account in living if account.paused},
+        "account_throttled": {account.id: 1 for account in living if (account.throttled_until_us or 0) > now_us},
+    }
 
 
 async def show_metrics(door: Door, call: Call) -> Answer:
@@ -195,7 +207,9 @@ async def show_metrics(door: Door, call: Call) -> Answer:
         "log_bytes": _size(door.store.path),
         "wal_bytes": _size(Path(f"{door.store.path}-wal")),
     }
-    return Answer(door.metrics.render(numbers.counts, gauges), content_type=metrics.CONTENT_TYPE)
+    labelled = {**door.labelled(), **_by_account(numbers.around, now_us), "info": {door.version: 1.0}}
+    data = door.metrics.render(numbers.counts, gauges, labelled)
+    return Answer(data, content_type=metrics.CONTENT_TYPE)
 
 
 def _size(path: Path) -> int:

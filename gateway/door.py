@@ -6,6 +6,7 @@ the reply. When its client goes away the handler is cancelled, and the command i
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any, TypeVar
 
 import trio
@@ -29,6 +30,9 @@ STOPPING = "the service is stopping: ask again in a moment"
 BUSY = "too much is waiting to be taken: ask again in a moment"
 BACKLOG = "too many messages wait for delivery (max_backlog): ask again later"
 DISK = "the disk is nearly full (min_free_mb): free some space, then ask again"
+NOT_READY = ("stopping", "restored", "suspended", "disk", "backlog")
+"""What /ready can say; docs/operations.md has what to do."""
+
 DROPPED = "the service could not say what became of this: ask again"
 
 
@@ -36,7 +40,8 @@ class Door:
     """Everything that the gateway has.
 
     `remarks` are words of others for /status that keep no mail (the clock), `gauges` numbers of others for the metrics
-    (named as in metrics.GAUGES); both are asked for now and then and must not block.
+    (named as in metrics.GAUGES), and `labelled` those of metrics.LABELLED by label; all are asked for now and then and
+    must not block.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Door:
         version: str,
         remarks: Callable[[], Sequence[str]] = tuple,
         gauges: Callable[[], Mapping[str, float]] = dict,
+        labelled: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.store = store
@@ -70,6 +76,7 @@ class Door:
         self._controls = controls
         self.remarks = remarks
         self._gauges = gauges
+        self._labelled = labelled
 
     def look(self) -> Look:
         """The present moment."""
@@ -84,14 +91,14 @@ class Door:
     def reasons(self) -> tuple[str, ...]:
         """Why the service takes no mail, or sends none."""
         dispatch = self.watch.dispatch
-        own = {
-            "stopping": self.stopping.is_set(),
-            "restored": not dispatch.active and bool(dispatch.restored),
-            "suspended": not dispatch.active and not dispatch.restored,
-            "disk": self.disk_low(),
-            "backlog": self.over_backlog,
-        }
-        return tuple(word for word, holds in own.items() if holds)
+        holds = (
+            self.stopping.is_set(),
+            not dispatch.active and bool(dispatch.restored),
+            not dispatch.active and not dispatch.restored,
+            self.disk_low(),
+            self.over_backlog,
+        )
+        return tuple(compress(NOT_READY, holds))
 
     def check_accepting(self) -> None:
         """Raises Trouble 503 while no mail is taken."""
@@ -110,6 +117,11 @@ class Door:
             "streams": self.streams,
             **self._gauges(),
         }
+
+    def labelled(self) -> dict[str, Mapping[str, float]]:
+        """The same, of what has a label."""
+        reasons = self.reasons()
+        return {"not_ready": {reason: reason in reasons for reason in NOT_READY}, **self._labelled()}
 
     # Handing over
 

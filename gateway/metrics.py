@@ -2,11 +2,13 @@
 gauges are read when somebody asks. One registry an application, so that two in one process share nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from events.account import AccountThrottled
 from events.attempt import AttemptEnded, AttemptInterrupted
@@ -34,6 +36,17 @@ GAUGES: dict[str, str] = {
 }
 """Gauges that others give: name without prefix, and what it says."""
 
+LABELLED: dict[str, tuple[str, str]] = {
+    "not_ready": ("reason", "1 while this keeps /ready from saying yes"),
+    "relay_unreachable": ("account_id", "1 while the account's relay cannot be reached, else absent"),
+    "account_paused": ("account_id", "1 while the account is paused, else absent"),
+    "account_throttled": ("account_id", "1 while a limit of the account is used up, else absent"),
+    "log_lines_total": ("level", "Lines that the service has written on standard error"),
+    "log_lines_dropped_total": ("", "Lines that nobody took from standard error"),
+    "info": ("version", "1, and the release that runs"),
+}
+"""What others give by label: (the label, what it says); a name that ends in _total is a counter."""
+
 
 class Metrics:
     """Folds batches, and renders the text. `legacy_prefix` is that of the five metrics that older dashboards read."""
@@ -60,6 +73,9 @@ class Metrics:
         )  # fmt: skip
         # A gauge is made when its number is first known: one that is not known is left out, and never says 0.
         self._gauges: dict[str, Gauge] = {}
+        self._labelled = _Labelled()
+        registry.register(self._labelled)
+        ProcessCollector(registry=registry)
 
     def fold(self, batch: Batch, account_ids: Mapping[int, str], now_us: int) -> None:
         """Count what a batch says."""
@@ -93,8 +109,8 @@ class Metrics:
             case "due":
                 self._deferred.labels(account_id).inc()
 
-    def render(self, counts: Counts, gauges: Mapping[str, float]) -> bytes:
-        """The text; `gauges` are named as in GAUGES, and those that nobody has given yet are left out."""
+    def render(self, counts: Counts, gauges: Mapping[str, float], labelled: Mapping[str, Mapping[str, float]]) -> bytes:
+        """The text; `gauges` are named as in GAUGES, `labelled` as in LABELLED. What nobody has given is left out."""
         self._pending.set(counts.pending)
         states = {**_ALL_STATES, **counts.states}
         accepted = sum(n for state, n in states.items() if state != "rejected")
@@ -104,7 +120,24 @@ class Metrics:
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"letterbook_{name}", GAUGES[name], registry=self.registry)
             self._gauges[name].set(value)
+        self._labelled.given = labelled
         return prometheus_client.generate_latest(self.registry)
+
+
+class _Labelled(Collector):
+    """What was last given by label."""
+
+    def __init__(self) -> None:
+        self.given: Mapping[str, Mapping[str, float]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        for name, values in self.given.items():
+            label, words = LABELLED[name]
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            metric = family(f"letterbook_{name}", words, labels=[label] if label else [])
+            for value, number in values.items():
+                metric.add_metric([value] if label else [], number)
+            yield metric
 
 
 _ALL_STATES = dict.fromkeys(("sent", "failed", "withdrawn", "waiting", "in_flight", "held", "rejected"), 0)

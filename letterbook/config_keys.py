@@ -161,6 +161,9 @@ class Logging(Struct, frozen=True):
     format: Annotated[
         Literal["text", "json"], Key(choice("text", "json"), "Lines for people, or one JSON object a line.")
     ] = "text"
+    delivery_activity: Annotated[
+        bool, Key(SWITCH, "One line of level info for each message that is sent, fails or is withdrawn.")
+    ] = True
 
 
 class Config(Struct, frozen=True):

@@ -1,16 +1,12 @@
 """Commands that run or judge a service: serve, check-config, demo."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from .failures import Failure, one_line
 from .printing import print_json
 from .sources import config_option, configured
-
-if TYPE_CHECKING:
-    from .config import Config
 
 
 @click.command()
@@ -24,23 +20,18 @@ def serve(config_path: Path | None) -> None:
         import logging
 
         config = configured(config_path)
-        _heard(config)
 
         import trio
 
+        from .logs import heard
         from .serving import serve_until_signalled
 
         logger = logging.getLogger("letterbook")
-        if not config.server.api_token:
-            logger.warning("without [server] api_token everyone on this machine may call the API")
-        trio.run(serve_until_signalled, config, lambda serving: logger.info("listening on %s", serving.url))
-        logger.info("stopped")
-
-
-def _heard(config: "Config") -> None:
-    from .logs import set_up
-
-    set_up(config.logging.level, config.logging.format)
+        with heard(config.logging.level, config.logging.format) as lines:
+            if not config.server.api_token:
+                logger.warning("without [server] api_token everyone on this machine may call the API")
+            trio.run(serve_until_signalled, config, lambda serving: logger.info("listening on %s", serving.url), lines)
+            logger.info("stopped")
 
 
 @click.command("check-config")
@@ -75,9 +66,9 @@ def demo(exit_after: bool) -> None:
         import trio
 
         from .demo import run
-        from .logs import set_up
+        from .logs import heard
 
-        set_up("warning", "text")
-        missing = trio.run(run, exit_after)
+        with heard("warning", "text"):
+            missing = trio.run(run, exit_after)
     if missing:
         raise Failure(f"the demo did not go as it should: {'; '.join(missing)}")

@@ -50,13 +50,16 @@ from gateway.answers import Result
 from gateway.commands import handle_command
 from gateway.door import Door
 from gateway.settings import LIST_LIMIT, Settings
+from store import reading
 from store.clock import Clock, SystemClock
 from store.housekeeping import MB, Growth, disk_low, figures
 from store.opening import Store, open_store
 from store.recorder import NotRecorded
-from store.worklists import dispatch_row
+from store.worklists import dispatch_row, living_accounts
 
 from .config import Config
+from .logs import FIELDS, Lines
+from .outcomes import telling
 
 logger = logging.getLogger("letterbook")
 
@@ -127,11 +130,12 @@ class Stop:
 class System:
     """A running service, without its HTTP server: the store, the actors, and the door in front of them."""
 
-    def __init__(self, config: Config, world: World, store: Store, stop: Stop) -> None:
+    def __init__(self, config: Config, world: World, store: Store, stop: Stop, lines: Lines | None = None) -> None:
         self.config = config
         self.world = world
         self.store = store
         self.stop = stop
+        self.lines = lines
         self.version = installed_version("letterbook")
         self.disk = Disk(config, store)
         self.retention = Retention(
@@ -153,6 +157,7 @@ class System:
             version=self.version,
             remarks=self._remarks,
             gauges=self._gauges,
+            labelled=self._labelled,
             entropy=world.entropy,
         )
 
@@ -228,21 +233,28 @@ class System:
         connections = self.delivery.pool.connections() if self.delivery else {}
         return {"connections": sum(connections.values()), **self.disk.gauges()}
 
+    def _labelled(self) -> Mapping[str, Mapping[str, float]]:
+        if self.lines is None:
+            return {}
+        return {"log_lines_total": self.lines.written, "log_lines_dropped_total": {"": self.lines.dropped}}
+
     # Life
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything but HTTP, until `stop.asked`; then the layers end in reverse order. Raises GivenUp."""
-        async with trio.open_nursery() as house:
-            house.start_soon(self._keep_delivering)
-            async with trio.open_nursery() as desks:
-                desks.start_soon(keep, "ingest", self._ingest)
-                desks.start_soon(keep, "control", self._control)
-                await self._first_facts()
-                await self._stand_by(task_status)
-                for inlet in self._inlets:
-                    inlet.close()
-            self._draining.set()
-        await self._record_stop()
+        await self._say_what_was_found()
+        async with telling(self.store, self.lines, self.config.logging.delivery_activity):
+            async with trio.open_nursery() as house:
+                house.start_soon(self._keep_delivering)
+                async with trio.open_nursery() as desks:
+                    desks.start_soon(keep, "ingest", self._ingest)
+                    desks.start_soon(keep, "control", self._control)
+                    await self._first_facts()
+                    await self._stand_by(task_status)
+                    for inlet in self._inlets:
+                        inlet.close()
+                self._draining.set()
+            await self._record_stop()
 
     async def _keep_delivering(self) -> None:
         """The unit, until it has drained or the drain is cut short. Ends that the log does not take by then are given
@@ -276,6 +288,20 @@ class System:
         await self.stop.now.wait()
         scope.cancel()
 
+    async def _say_what_was_found(self) -> None:
+        """One line, before anything has happened: what this start begins with."""
+        store = self.store
+        states, living = await store.read(_found)
+        fields = {
+            "version": self.version,
+            "log": store.log_id,
+            "seq": store.last_seq,
+            "start": store.recovered.label,
+            **{state: states.get(state, 0) for state in ("waiting", "held", "in_flight")},
+            "accounts": living,
+        }
+        logger.info("the log is open", extra={FIELDS: fields})
+
     async def _first_facts(self) -> None:
         """What configuration decides becomes facts before anything else happens."""
         started = ServiceStarted(version=self.version, recovery=self.store.recovered.label)
@@ -297,6 +323,11 @@ class System:
             await self.store.record([Draft(ServiceStopped())], urgent=True)
         except NotRecorded:
             logger.warning("the log could not take the last fact: the next start will call this stop unclean")
+
+
+def _found(connection: reading.Connection) -> tuple[dict[str, int], int]:
+    """(messages by state, how many living accounts there are)."""
+    return reading.totals(connection), len(living_accounts(connection))
 
 
 # Configuration, as each part wants it.
@@ -354,8 +385,11 @@ def default_account(config: Config) -> payloads.Account | None:
 
 
 @asynccontextmanager
-async def running(config: Config, world: World, stop: Stop) -> AsyncIterator[System]:
-    """A service without HTTP, from the block's beginning to its end. Raises FileError, OpeningError, GivenUp."""
+async def running(config: Config, world: World, stop: Stop, lines: Lines | None = None) -> AsyncIterator[System]:
+    """A service without HTTP, from the block's beginning to its end. Raises FileError, OpeningError, GivenUp.
+
+    `lines` are where each message's end is told.
+    """
     async with open_store(
         config.storage.db_path,
         config.storage.key_file,
@@ -365,7 +399,7 @@ async def running(config: Config, world: World, stop: Stop) -> AsyncIterator[Sys
         wal_mb_max=config.storage.wal_mb_max,
         drain_s=END_RECORDING_S,
     ) as store:
-        system = System(config, world, store, stop)
+        system = System(config, world, store, stop, lines)
         async with trio.open_nursery() as nursery:
             await nursery.start(system.run)
             try:
@@ -400,6 +434,7 @@ async def serve(
     stopping: trio.Event,
     stopping_now: trio.Event | None = None,
     ready: Callable[[Serving], None] | None = None,
+    lines: Lines | None = None,
 ) -> None:
     """The whole service, until `stopping`; `stopping_now` cuts the drain short, `ready` hears where it listens.
 
@@ -407,7 +442,7 @@ async def serve(
     """
     async with (
         real_world() as world,
-        running(config, world, Stop(stopping, stopping_now)) as system,
+        running(config, world, Stop(stopping, stopping_now), lines) as system,
         trio.open_nursery() as nursery,
     ):
         port = await nursery.start(server.serve, system.door)

@@ -116,6 +116,24 @@ LAST_SEQ = "select coalesce(max(seq), 0) from log"
 RESULTS = f"select {columns(ResultRow, 'results')} from results where seq > ? order by seq limit ?"
 """Final results in the order of the log."""
 
+RESULTS_ENDED = (
+    "select r.seq, r.message, r.id, a.id, a.host, a.port, r.status, r.attempts, r.cause, r.recipients, r.at_us,"
+    " case when m.created_us <= r.at_us then m.created_us end"
+    " from results r left join messages m on m.number = r.message left join accounts a on a.number = r.account"
+    " where r.seq >= :first and r.seq <= :last"
+)
+"""Results within a stretch of the log, with their accounts, and when their messages were taken."""
+
+WITHDRAWN_ENDED = (
+    "select m.final_seq, m.number, m.id, a.id, a.host, a.port, 'withdrawn', m.attempts, m.cause, m.recipients,"
+    " m.final_us, m.created_us from messages m left join accounts a on a.number = m.account"
+    " where m.final_seq >= :first and m.final_seq <= :last and m.state = 'withdrawn'"
+)
+"""Messages that were withdrawn within a stretch of the log: a range of the index messages_final."""
+
+RELAY_OF_ACCOUNT = "select id, host, port from accounts where number = ?"
+"""An account's name and relay."""
+
 ACCOUNTS = f"select {columns(AccountRow, 'accounts')} from accounts order by number"
 """Every account there has been: some tens, seldom thousands."""
 

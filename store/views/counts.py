@@ -115,14 +115,15 @@ def slot_of(entry: Entry) -> tuple[int, int] | None:
     return None
 
 
-_STATUS = {"sent": "sent", "failed": "error", "rejected": "error"}
+STATUS_OF_FINAL = {"sent": "sent", "failed": "error", "rejected": "error"}
+"""What the application is told of a final state; of a withdrawal, which it asked for, nothing."""
 
 
 def result_of(before: MessageRow | None, after: MessageRow | None, entry: Entry) -> ResultRow | None:
     """The result that a fact brought, if it ended a message in a way that the application hears of."""
     if after is None or after.state not in FINAL or (before and before.state == after.state):
         return None
-    status = _STATUS.get(after.state)
+    status = STATUS_OF_FINAL.get(after.state)
     if status is None:
         return None
     return ResultRow(

@@ -62,13 +62,14 @@ def test_text_of_others_stays_on_its_line():
 
 
 @pytest.fixture
-def lines(capsys):
+def lines(capfd):
     """What stands on standard error; afterwards logging is as it was before."""
     root, ours = logging.getLogger(), logging.getLogger(logs.OURS)
     before = root.handlers[:], root.level, ours.level
 
-    def written() -> list[str]:
-        return capsys.readouterr().err.splitlines()
+    def written(it: logs.Lines) -> list[str]:
+        it.close()
+        return capfd.readouterr().err.splitlines()
 
     yield written
     logging.captureWarnings(False)
@@ -76,25 +77,42 @@ def lines(capsys):
 
 
 def test_json_lines_have_the_documented_keys_and_no_others(lines):
-    logs.set_up("info", "json")
+    it = logs.set_up("info", "json")
     logging.getLogger("letterbook.delivery").warning("relay %s", "äh\n")
     try:
         raise RuntimeError("bug")
     except RuntimeError:
         logging.getLogger("letterbook").exception("crashed")
-    first, second = map(json.loads, lines())
+    first, second = map(json.loads, lines(it))
     assert tuple(second) == logs.KEYS and tuple(first) == logs.KEYS[:-1]
     assert (first["level"], first["logger"], first["message"]) == ("warning", "letterbook.delivery", "relay äh\n")
     assert first["time"].endswith("Z") and "RuntimeError: bug" in second["exception"]
 
 
 def test_libraries_are_heard_from_warnings_on_whatever_the_level(lines):
-    logs.set_up("debug", "text")
+    it = logs.set_up("debug", "text")
     logging.getLogger("httpcore").debug("authorization: secret")
     logging.getLogger("hypercorn.error").warning("two\nlines")
     logging.getLogger("letterbook").debug("ours")
-    heard = lines()
+    heard = lines(it)
     assert [text[25:] for text in heard] == ["warning hypercorn.error: two\\nlines", "debug   letterbook: ours"]
+
+
+def test_fields_are_keys_of_json_and_follow_the_sentence_of_text(lines):
+    fields = {"id": 'a "b"\n=', "n": 3, "none": None, "empty": "", "plain": "10.0.0.1:25"}
+    it = logs.set_up("info", "text")
+    it.tell("letterbook.x", [("it went", fields)])
+    logging.getLogger("letterbook").info("so too", extra={logs.FIELDS: {"n": 1}})
+    first, second = lines(it)
+    assert first[25:] == r'info    letterbook.x: it went id="a \"b\"\\n=" n=3 empty="" plain=10.0.0.1:25'
+    assert second.endswith("letterbook: so too n=1")
+    assert it.written == {"debug": 0, "info": 2, "warning": 0, "error": 0}
+    it = logs.set_up("info", "json")
+    it.tell("letterbook.x", [("it went", fields)])
+    found = json.loads(*lines(it))
+    assert {name: found[name] for name in found if name not in logs.KEYS} == {
+        name: value for name, value in fields.items() if value is not None
+    }
 
 
 # Errors

@@ -33,6 +33,7 @@ class Process:
             stderr=subprocess.PIPE,
         )  # fmt: skip
         self._stream = self.running.stderr if err else self.running.stdout
+        self.opened = ""
         self._watchdog = threading.Timer(END_S, self.running.kill)
         self._watchdog.start()
 
@@ -108,6 +109,7 @@ def configure(folder: Path, relay_port: int) -> None:
 def start(folder: Path) -> tuple[Process, str]:
     """(the service, its address)."""
     process = Process("serve", cwd=folder, err=True)
+    process.opened = process.line("the log is open")
     address = re.search(r"http://\S+?(?=\")", process.line("listening on"))
     assert address
     return process, address[0]
@@ -205,6 +207,53 @@ def test_a_port_in_use_is_said_in_one_line(service, tmp_path):
     other.mkdir()
     said = run("serve", cwd=other, code=1, LETTERBOOK_SERVER_PORT=url.rpartition(":")[2]).stderr
     assert "another process listens there" in said.splitlines()[-1]
+
+
+def dropped_lines(client: httpx.Client) -> int:
+    found = re.search(r"^letterbook_log_lines_dropped_total (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found
+    return int(float(found[1]))
+
+
+def test_a_standard_error_that_nobody_reads_costs_lines_and_holds_nothing(service):
+    process, url = service
+    # Each is rejected, and so makes a line: more of them than the pipe and the buffer hold.
+    rounds, long = 0, "\U0001f4d6" * 200
+    with httpx.Client(base_url=url, headers={"X-API-Token": "s3cret"}, timeout=END_S, trust_env=False) as client:
+        while not dropped_lines(client):
+            rounds += 1
+            rejected = [{"id": f"{rounds}-{number}-{long}"} for number in range(1000)]
+            assert client.post("/commands/add-messages", json={"messages": rejected}).status_code == 200
+        letter = {"id": "last", "from": "a@example.com", "to": "b@example.org", "subject": "s", "body": "b"}
+        assert client.post("/commands/send-message", json=letter).json()["ok"]
+        sent = client.get("/metrics").text
+    assert 'letterbook_messages{state="sent"} 1.0' in sent
+    code, err = process.end()
+    lines = [json.loads(line) for line in err.splitlines()]
+    missing = [line["message"] for line in lines if "lines are missing here" in line["message"]]
+    assert code == 0 and missing and sum(int(words.split()[0]) for words in missing) > 0
+    assert lines[-1]["message"] == "stopped"
+
+
+def test_a_start_says_what_it_found_and_each_end_has_a_line(service, tmp_path):
+    process, url = service
+    for to in ("anna@example.org", "550@example.org"):
+        letter = "--from", "a@example.com", "--subject", "geheim", "--body", "geheim"
+        subprocess.run(
+            command("send", "--to", to, "--id", to[:3], *letter, "--url", url),
+            cwd=tmp_path, env=environment({}), capture_output=True, check=False, timeout=END_S,
+        )  # fmt: skip
+    code, err = process.end()
+    ends = [json.loads(line) for line in err.splitlines() if "letterbook.outcomes" in line]
+    assert code == 0 and [(end["id"], end["status"], end["code"]) for end in ends] == [
+        ("ann", "sent", 250), ("550", "error", 550)
+    ]  # fmt: skip
+    assert "geheim" not in err and "@" not in err
+    again, _ = start(tmp_path)
+    code, err = again.end()
+    found = json.loads(again.opened)
+    assert (found["start"], found["waiting"], found["held"], found["accounts"]) == ("clean stop", 0, 0, 1)
+    again.close()
 
 
 def test_a_second_signal_does_not_wait_for_the_drain(tmp_path, relay):
