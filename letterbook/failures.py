@@ -48,14 +48,14 @@ def _line(error: BaseException) -> str | None:
     """The line for the operator; None where this is a bug."""
     if isinstance(error, click.ClickException):
         return error.message
-    if isinstance(error, _operating_errors()):
+    if isinstance(error, operating_errors()):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
         return _line_of_the_system(error)
     return None
 
 
-def _operating_errors() -> tuple[type[BaseException], ...]:
+def operating_errors() -> tuple[type[BaseException], ...]:
     """Looked up only when something has gone wrong: the commands start faster without these modules."""
     from actors.supervision import GivenUp
     from events.wire import UnknownKind

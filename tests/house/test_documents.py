@@ -1,5 +1,6 @@
 """What the documents point at exists, and what they list is the whole list."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,15 @@ from events.waiting import SENTENCES
 from events.wire import KINDS
 from gateway.app import STREAM
 from gateway.commands import COMMANDS
-from gateway.metrics import GAUGES, Metrics
+from gateway.door import NOT_READY
+from gateway.metrics import GAUGES, LABELLED, Metrics
 from letterbook.logs import KEYS as LOG_KEYS
+from letterbook.outcomes import KEYS as OUTCOME_KEYS
+from letterbook.outcomes import SENTENCES as OUTCOME_SENTENCES
 from store.recovery import ASPECTS
 
-from .source import PACKAGES, ROOT
+from . import lines
+from .source import PACKAGES, ROOT, functions, modules
 
 DOCS = ROOT / "docs"
 API, OPERATIONS, WORDS = DOCS / "api.md", DOCS / "operations.md", DOCS / "words.md"
@@ -128,10 +133,10 @@ def test_the_api_page_lists_why_mail_waits_in_the_words_of_the_table():
 
 def metric_names() -> set[str]:
     """As they are scraped, without the parts of histograms and the moments at which counters were made."""
-    found = {f"letterbook_{name}" for name in GAUGES}
+    found = {f"letterbook_{name}" for name in (*GAUGES, *LABELLED)}
     for family in Metrics().registry.collect():
         found.add(f"{family.name}_total" if family.type == "counter" else family.name)
-    return found
+    return {name for name in found if METRIC.match(name)}
 
 
 def test_the_metrics_are_those_that_are_listed():
@@ -145,9 +150,51 @@ def test_a_start_says_the_lines_that_are_listed():
     assert not [case.label for case in cases if f"| {case.label} |" not in page]
 
 
+def section(heading: str) -> str:
+    """Of the operations page, from a heading of the second level to the next."""
+    return text(OPERATIONS).split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def table(page: str, title: str) -> list[str]:
+    """The first cells of a table, by the title of its first column."""
+    rows = page.split(f"\n| {title} |")[1].split("\n\n", maxsplit=1)[0]
+    return re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)
+
+
 def test_the_keys_of_log_lines_are_those_that_are_listed():
-    section = text(OPERATIONS).split("\n## Log lines\n")[1].split("\n## ")[0]
-    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(LOG_KEYS)
+    assert table(section("Log lines"), "key") == list(LOG_KEYS)
+
+
+def test_the_fields_of_a_messages_end_are_those_that_are_listed():
+    rows = "".join(f"| `{name}` | {words} |\n" for name, words in OUTCOME_KEYS.items())
+    assert f"\n| field | |\n|---|---|\n{rows}\n" in section("Log lines")
+    assert not [words for words in OUTCOME_SENTENCES.values() if f"`{words}`" not in section("Log lines")]
+
+
+def test_every_reason_says_what_to_do():
+    ready, status = section("Ready").split("`GET /status` names")
+    assert table(ready, "reason") == list(NOT_READY)
+    assert table(status, "reason") == remarks()
+
+
+def remarks() -> list[str]:
+    """What the service adds to /status, as the wiring has it."""
+    (given,) = (node for name, node in functions(modules()["letterbook.system"].tree) if name == "System._remarks")
+    words = (node.value for node in ast.walk(given) if isinstance(node, ast.Constant))
+    return [word for word in words if isinstance(word, str) and word.isidentifier()]
+
+
+def listed_lines() -> set[str]:
+    rows = re.findall(r"^\| (`.+?`) \| ", section("Log lines").split("### The lines")[1], re.MULTILINE)
+    return {line for row in rows for line in re.findall(r"`([^`]+)`", row)}
+
+
+def test_every_line_that_the_service_can_say_is_listed():
+    """A new line of a logger, or a new error that ends it, wants its row: what it means and what to do."""
+    said = {line.replace("`", "") for line in (*lines.logged(), *lines.ending())}
+    assert len(said) > 30
+    assert not sorted(said - listed_lines())
+    assert not sorted(listed_lines() - said)
 
 
 def test_the_reasons_why_a_relay_cannot_be_used_are_those_that_are_listed():

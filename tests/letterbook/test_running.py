@@ -183,7 +183,7 @@ def test_tail_shows_every_fact_once_across_a_restart_and_ends_cleanly(tmp_path, 
     try:
         seqs = [json.loads(tail.line("ServiceStarted"))["seq"], json.loads(tail.line("AccountSaved"))["seq"]]
         code, err = process.end()
-        assert code == 0 and '"message": "stopped"' in err
+        assert code == 0 and '"message":"stopped"' in err
         port = url.rpartition(":")[2]
         process = Process("serve", cwd=tmp_path, err=True, LETTERBOOK_SERVER_PORT=port)
         process.line("listening on")
