@@ -47,6 +47,9 @@ WAL_MB_MAX = 16
 ERASE_LOOK_S = 1.0
 """Erasing is never urgent: a crash may always put it off to the next start."""
 
+ERASE_RESTS = 3.0
+"""After a step of erasing the writer is left alone for three times as long as that took: attempts have the rest."""
+
 DRAIN_S = 3.0
 
 Arguments = ParamSpec("Arguments")
@@ -285,7 +288,7 @@ def _is_there(path: Path) -> bool:
 
 class _Work:
     """What the writer's thread does: a turn; then the mark, for only what is on disk is marked; then room in the
-    write-ahead file, and a step of erasing."""
+    write-ahead file, and a step of erasing, if this turn was asked for it by a request without facts."""
 
     def __init__(self, writer: Writer, keeper: MarkKeeper, relief: Relief, clock: Clock) -> None:
         self._writer = writer
@@ -303,15 +306,15 @@ class _Work:
         if any(isinstance(entry.fact, ContentErased) for entry in result.entries):
             self._erasing = True
         try:
-            self._tidy()
+            self._tidy(erase=not all(request.drafts for request in requests))
         except sqlite3.Error as error:
             # The turn is on disk, so its askers must not hear otherwise; the next turn tries again.
             logger.warning("housekeeping between two turns failed: %s", error)
         return result
 
-    def _tidy(self) -> None:
+    def _tidy(self, erase: bool) -> None:
         self._relief.between_turns()
-        if self._erasing:
+        if self._erasing and erase:
             self._erasing = erase_step(self._writer.connection) > 0
             self._cut_wanted = self._cut_wanted or not self._erasing
 
@@ -319,7 +322,9 @@ class _Work:
         """While there is something to erase, see that turns go on; then have the write-ahead file cut."""
         while True:
             if self._erasing:
+                began = trio.current_time()
                 await _empty_turn(recorder)
+                await trio.sleep(ERASE_RESTS * (trio.current_time() - began))
             if self._cut_wanted:
                 self._cut_wanted = False
                 housekeeper.ask_for_truncating()

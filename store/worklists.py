@@ -44,7 +44,7 @@ EXPIRED = (
 """Waiting messages past their end: a range of the index messages_expiring."""
 
 ORPHANED_ACCOUNTS = (
-    "select distinct account from totals where state in ('waiting', 'held') and n > 0"
+    "select account, state from totals where state in ('waiting', 'held') and n > 0"
     " and account in (select number from accounts where removed = 1)"
 )
 """Removed accounts that still have mail to be ended; `totals` and `accounts` have a few rows an account."""
@@ -62,6 +62,9 @@ FINISHED_BEFORE = (
     " where final_seq is not null and final_seq < ? order by final_seq limit ?"
 )
 """Finished messages in the order in which they ended: a range of the index messages_final."""
+
+RESULT_AFTER_MANY = "select seq from results where seq < ? order by seq limit 1 offset ?"
+"""The first result that is too many for one step: a message that came again and again has one for each time."""
 
 RESULTS_BETWEEN = f"select {columns(ResultRow, 'results')} from results where seq >= ? and seq <= ? order by seq"
 REPLIES_OF = "select ended, recipient, text from replies where ended in (select value from json_each(?))"
@@ -106,10 +109,10 @@ def expired(connection: sqlite3.Connection, now_us: int, limit: int = STEP) -> l
 def orphaned(connection: sqlite3.Connection, limit: int = STEP) -> list[tuple[int, int]]:
     """(message, account) of mail that waits or is held under a removed account; what is in flight ends first."""
     found: list[tuple[int, int]] = []
-    for (account,) in connection.execute(ORPHANED_ACCOUNTS).fetchall():
-        for statement in (ORPHANED_WAITING, ORPHANED_HELD):
-            left = limit - len(found)
-            found += [(number, account) for (number,) in connection.execute(statement, (account, left))]
+    for account, state in connection.execute(ORPHANED_ACCOUNTS).fetchall():
+        statement = ORPHANED_WAITING if state == "waiting" else ORPHANED_HELD
+        left = limit - len(found)
+        found += [(number, account) for (number,) in connection.execute(statement, (account, left))]
     return found
 
 
@@ -129,7 +132,8 @@ class Finished(Struct, frozen=True):
 
 
 def finished(connection: sqlite3.Connection, reported_at_us: int, limit: int = STEP) -> Finished | None:
-    """What was reported by a moment and is still in the views, at most `limit` messages; None where nothing is.
+    """What was reported by a moment and is still in the views, at most `limit` messages and results; None where
+    nothing is.
 
     Stamps never decrease, so what was reported by then stands before what was not.
     """
@@ -137,10 +141,12 @@ def finished(connection: sqlite3.Connection, reported_at_us: int, limit: int = S
     past = [up_to for up_to, at_us in heads if at_us <= reported_at_us]
     if not past:
         return None
-    rows = connection.execute(FINISHED_BEFORE, (past[-1] + 1, limit)).fetchall()
+    end = past[-1] + 1
+    (before,) = connection.execute(RESULT_AFTER_MANY, (end, limit)).fetchone() or (end,)
+    rows = connection.execute(FINISHED_BEFORE, (before, limit)).fetchall()
     if len(rows) == limit:
         return Finished(_pairs(rows), rows[-1][2] + 1, more=True)
-    return Finished(_pairs(rows), past[-1] + 1, more=len(past) == limit)
+    return Finished(_pairs(rows), before, more=before < end or len(past) == limit)
 
 
 def _pairs(rows: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, int], ...]:
