@@ -52,7 +52,7 @@ from gateway.door import Door
 from gateway.settings import LIST_LIMIT, Settings
 from store import reading
 from store.clock import Clock, SystemClock
-from store.housekeeping import MB, Growth, disk_low, figures
+from store.housekeeping import MB, disk_low, figures
 from store.opening import Store, open_store
 from store.recorder import NotRecorded
 from store.worklists import dispatch_row, living_accounts
@@ -95,9 +95,8 @@ class Disk:
 
     def __init__(self, config: Config, store: Store) -> None:
         self._path = config.storage.db_path
-        self._wal_index = store.wal_index
+        self._store = store
         self._min_free_mb = config.storage.min_free_mb
-        self._growth = Growth()
         self._low = disk_low(self._path, self._min_free_mb)
 
     def low(self) -> bool:
@@ -110,7 +109,7 @@ class Disk:
 
     def gauges(self) -> dict[str, float]:
         """Sizes in bytes, and what follows from how they grow."""
-        found = figures(self._path, self._wal_index, self._growth, trio.current_time())
+        found = figures(self._path, self._store.wal_index, self._store.growth)
         sizes = {"wal_bytes": float(found.wal_bytes), "log_bytes": float(found.log_bytes)}
         if found.bytes_a_day is not None:
             sizes["log_bytes_per_day"] = found.bytes_a_day

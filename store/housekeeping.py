@@ -22,8 +22,9 @@ import sqlite3
 import struct
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import trio
 from msgspec import Struct
@@ -42,12 +43,14 @@ RESTART_WAIT_MS = 20
 
 TRUNCATE_WAIT_MS = 100
 IDLE_TICK_S = 5.0
-"""When nothing is committed there is nothing to look for."""
+"""When nothing is committed, and nothing to be given back, there is nothing to look for."""
 
 IDLE_TICKS = 40
 """Ten seconds without a commit: then a few milliseconds of the writer's lock are nobody's."""
 
 VACUUM_PAGES = 64
+"""A quarter of a megabyte a tick takes a few milliseconds: a gigabyte is given back in a quarter of an hour."""
+
 VACUUM_KEEPS_PAGES = 4_096
 """16 MB of free pages stay for the next letters; giving them back only to ask again would be work for nothing."""
 
@@ -159,6 +162,7 @@ class Relief:
 # The chores
 
 Chore = Literal["passive", "truncate", "vacuum"]
+Result = TypeVar("Result")
 
 
 class Seen(Struct, frozen=True):
@@ -183,8 +187,18 @@ def chore(seen: Seen) -> Chore | None:
 
 
 def free_pages(connection: sqlite3.Connection) -> int:
-    (pages,) = connection.execute("pragma freelist_count").fetchone()
-    return int(pages)
+    return _pragma(connection, "freelist_count")
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """What the database needs: its file without the pages that are free."""
+    pages = _pragma(connection, "page_count") - free_pages(connection)
+    return pages * _pragma(connection, "page_size")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    (value,) = connection.execute(f"pragma {name}").fetchone()
+    return int(value)
 
 
 def vacuum_step(connection: sqlite3.Connection) -> None:
@@ -209,6 +223,7 @@ class Housekeeper:
         self._asked = 0
         self._idle_ticks = 0
         self._last_wal = NO_WAL
+        self.growth = Growth()
 
     def ask_for_truncating(self) -> None:
         """Something was erased: try a truncating checkpoint until one succeeds that began after this call."""
@@ -216,13 +231,17 @@ class Housekeeper:
         self._asked += 1
 
     async def run(self) -> None:
-        """A tick every TICK_S, until cancelled."""
+        """A tick every TICK_S, or IDLE_TICK_S when there is nothing to do, until cancelled."""
         while True:
-            if self._limiter:
-                await trio.to_thread.run_sync(self.tick, limiter=self._limiter)
-            else:
-                self.tick()
-            await trio.sleep(TICK_S if self._idle_ticks < IDLE_TICKS else IDLE_TICK_S)
+            did = await self._do(self.tick)
+            if self.growth.wants_sample(now_s := trio.current_time()):
+                self.growth.note(now_s, await self._do(partial(used_bytes, self._connection)))
+            await trio.sleep(TICK_S if did or self._idle_ticks < IDLE_TICKS else IDLE_TICK_S)
+
+    async def _do(self, work: Callable[[], Result]) -> Result:
+        if self._limiter:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return work()
 
     def tick(self) -> Chore | None:
         """Look, and do what is to be done now. A full disk or a busy file only puts it off to a later tick."""
@@ -294,14 +313,24 @@ class Figures(Struct, frozen=True):
 
 
 class Growth:
-    """How fast the file grows: samples of (seconds on a monotonic clock, bytes), a day of them."""
+    """How fast what the database needs grows: samples of (seconds on a monotonic clock, bytes), a day of them.
+
+    Not the file's size: that stands still while retention's pages are filled again, and falls when they go back.
+    """
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES_KEPT)
+        self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES_KEPT + 1)
 
-    def note(self, now_s: float, size: int) -> None:
-        if not self._samples or now_s - self._samples[-1][0] >= SAMPLE_EVERY_S:
-            self._samples.append((now_s, size))
+    def wants_sample(self, now_s: float) -> bool:
+        return not self._samples or now_s - self._samples[-1][0] >= SAMPLE_EVERY_S
+
+    def note(self, now_s: float, used: int) -> None:
+        self._samples.append((now_s, used))
+
+    @property
+    def used(self) -> int | None:
+        """As of the last sample."""
+        return self._samples[-1][1] if self._samples else None
 
     def bytes_a_day(self) -> float | None:
         """None until the samples span an hour."""
@@ -313,9 +342,9 @@ class Growth:
         return max(0, last - first) * DAY_S / (last_s - first_s)
 
 
-def figures(db_path: Path, index: WalIndex, growth: Growth, now_s: float) -> Figures:
-    """Take a sample, and what follows from all of them; `now_s` is a monotonic clock's."""
+def figures(db_path: Path, index: WalIndex, growth: Growth) -> Figures:
+    """How large the files are, and for how long there is room: on the disk, and in the file's own free pages."""
     size, free = log_bytes(db_path), disk_free_bytes(db_path)
-    growth.note(now_s, size)
     a_day = growth.bytes_a_day()
-    return Figures(index.look().bytes, size, free, a_day, free / a_day if a_day else None)
+    reusable = max(0, size - (growth.used or size))
+    return Figures(index.look().bytes, size, free, a_day, (free + reusable) / a_day if a_day else None)

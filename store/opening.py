@@ -28,7 +28,7 @@ from .clock import Clock
 from .erasing import erase_step
 from .files import MarkKeeper, WrongKey, hold_lock, read_mark, read_or_make_key
 from .following import Follower, Hub
-from .housekeeping import MB, Housekeeper, Relief, WalIndex
+from .housekeeping import MB, Growth, Housekeeper, Relief, WalIndex
 from .recorder import InlineTurner, Lost, NotRecorded, Recorder, ThreadTurner, Turner
 from .recovery import Decision, decide
 from .replay import rebuild
@@ -137,9 +137,11 @@ class Store:
         hub: Hub,
         readers: Readers,
         wal_index: WalIndex,
+        growth: Growth,
     ) -> None:
         self.path = path
         self.wal_index = wal_index
+        self.growth = growth
         self.clock = clock
         self.log_id = opened.log_id
         self.secrets = opened.secrets
@@ -227,7 +229,7 @@ async def open_store(
                 nursery.start_soon(housekeeper.run)
                 nursery.start_soon(work.erase, recorder, housekeeper)
                 try:
-                    yield Store(path, clock, opened, recorder, hub, readers, wal_index)
+                    yield Store(path, clock, opened, recorder, hub, readers, wal_index, housekeeper.growth)
                 finally:
                     await recorder.close(trio.current_time() + drain_s)
                     hub.close()

@@ -13,6 +13,7 @@ import trio
 from store.housekeeping import (
     CHECKPOINT_ABOVE_BYTES,
     DAY_S,
+    IDLE_TICK_S,
     IDLE_TICKS,
     MB,
     NO_WAL,
@@ -35,6 +36,7 @@ from store.housekeeping import (
     free_pages,
     relieve,
     truncate,
+    used_bytes,
 )
 
 from .building import PRAGMAS, database
@@ -284,6 +286,7 @@ def test_growth_is_known_after_an_hour():
 def test_growth_is_that_of_the_last_day():
     growth = Growth()
     for sample in range(3 * SAMPLES_KEPT):
+        assert growth.wants_sample(sample * SAMPLE_EVERY_S)
         growth.note(sample * SAMPLE_EVERY_S, max(0, sample - SAMPLES_KEPT) * 1000)
     assert growth.bytes_a_day() == pytest.approx(1000 * DAY_S / SAMPLE_EVERY_S)
 
@@ -297,15 +300,56 @@ def test_what_shrinks_does_not_grow():
 
 def test_the_figures(db, path, index):
     growth = Growth()
-    first = figures(path, index, growth, 0)
+    first = figures(path, index, growth)
     assert (first.bytes_a_day, first.days_left) == (None, None)
     assert first.free_bytes > 0 and first.log_bytes == path.stat().st_size
-    still = figures(path, index, growth, DAY_S)
+    growth.note(0, used_bytes(db))
+    growth.note(DAY_S, used_bytes(db))
+    still = figures(path, index, growth)
     assert (still.bytes_a_day, still.days_left) == (0, None), "at this rate the disk is never full"
     fill(db, 1)
-    assert figures(path, index, growth, DAY_S).wal_bytes > MB
+    assert figures(path, index, growth).wal_bytes > MB
     assert truncate(db)
-    grown = figures(path, index, growth, 2 * DAY_S)
+    growth.note(2 * DAY_S, used_bytes(db))
+    grown = figures(path, index, growth)
     assert grown.bytes_a_day > MB / 3
-    assert grown.days_left == pytest.approx(grown.free_bytes / grown.bytes_a_day)
-    assert figures(path.parent / "none.db", index, Growth(), 0).log_bytes == 0
+    assert grown.days_left == pytest.approx(grown.free_bytes / grown.bytes_a_day, rel=0.01)
+    assert figures(path.parent / "none.db", index, Growth()).log_bytes == 0
+
+
+def test_over_days_it_is_the_growth_of_what_stays(db, path, index):
+    """Three letters a day stay, twelve come and are let go two days later; then all free pages are given back."""
+    growth = Growth()
+    for day in range(8):
+        fill(db, 0.3, start=day * 100)
+        fill(db, 1.2, start=day * 100 + 50)
+        db.execute("delete from letters where letter < ? and letter % 100 > 50", ((day - 1) * 100,))
+        for each in range(SAMPLES_KEPT):
+            growth.note(day * DAY_S + each * SAMPLE_EVERY_S, used_bytes(db))
+    assert growth.bytes_a_day() == pytest.approx(300_000, rel=0.05)
+    assert free_pages(db) * 4096 < 2 * MB, "what is let go is filled again"
+    db.execute("delete from letters where letter % 100 > 50")
+    assert truncate(db)
+    before = figures(path, index, growth)
+    db.executescript("pragma incremental_vacuum")
+    assert truncate(db) and path.stat().st_size < before.log_bytes
+    after = figures(path, index, growth)
+    assert after.bytes_a_day == before.bytes_a_day, "giving pages back is no change of what is needed"
+    assert after.days_left == pytest.approx(before.days_left, rel=0.01), "they are on the disk, and were in the file"
+
+
+async def test_samples_are_taken_whether_anybody_asks_or_not(db, index, other, autojump_clock):
+    housekeeper = Housekeeper(index, other, threaded=False)
+    with trio.move_on_after(3700):
+        await housekeeper.run()
+    assert housekeeper.growth.bytes_a_day() == 0
+    assert housekeeper.growth.used == used_bytes(db)
+
+
+async def test_while_pages_go_back_the_ticks_stay_short(db, index, other, autojump_clock):
+    fill(db, 30)
+    db.execute("delete from letters")
+    before = free_pages(db) - VACUUM_KEEPS_PAGES
+    with trio.move_on_after(TICK_S * (IDLE_TICKS + before / VACUUM_PAGES + 2) + IDLE_TICK_S):
+        await Housekeeper(index, other, threaded=False).run()
+    assert free_pages(db) <= VACUUM_KEEPS_PAGES

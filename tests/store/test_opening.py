@@ -6,15 +6,19 @@ import stat
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import trio
 
-from store.clock import SystemClock
-from store.housekeeping import Growth, Housekeeper, WalIndex, figures
+from events.fact import Draft
+from events.message import ContentErased, MessageHeld
+from store.clock import SystemClock, TrioClock
+from store.erasing import LETTERS_PER_STEP
+from store.housekeeping import Housekeeper, WalIndex, figures
 from store.opening import READERS_MAX, Readers, connect, open_store
 
-from .building import account_saved
+from .building import T0_US, accepted, account_saved, letter
 
 
 async def test_the_files_are_their_owners_alone(tmp_path: Path):
@@ -71,7 +75,7 @@ async def test_looking_at_the_write_ahead_file_keeps_sqlites_locks(tmp_path: Pat
         await store.record([account_saved()])
         assert store.wal_index.look().bytes > 0
         assert _locked_by_us(Path(f"{path}-shm")) and _locked_by_us(path)
-        figures(path, store.wal_index, Growth(), 0)
+        figures(path, store.wal_index, store.growth)
         assert _locked_by_us(Path(f"{path}-shm")) and _locked_by_us(path)
 
 
@@ -85,3 +89,34 @@ def _locked_by_us(path: Path) -> bool:
     )
     run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
     return run.stdout == "locked\n"
+
+
+async def test_erasing_goes_on_beside_other_turns_and_is_no_part_of_them(tmp_path: Path, autojump_clock):
+    """Each step is asked for by itself: an attempt's turn carries none, and its facts go before the next step."""
+    async with open_store(
+        tmp_path / "x.db",
+        tmp_path / "x.key",
+        clock=TrioClock(T0_US),
+        entropy=random.Random(1).randbytes,
+        threaded=False,
+    ) as store:
+        await store.record([account_saved()])
+        many = 4 * LETTERS_PER_STEP
+        drafts = [accepted(f"m{index}") for index in range(many)]
+        numbers = [
+            answer.seq
+            for answer in (await store.record(drafts, beside=dict.fromkeys(range(many), letter("x")))).answers
+        ]
+        await store.record([Draft(ContentErased(letters=tuple((number, number) for number in numbers)))])
+        left = [await store.read(_to_erase)]
+        for number in numbers[:20]:
+            await store.record([Draft(MessageHeld(cause="x"), message=number, account=1)], urgent=True)
+            left.append(await store.read(_to_erase))
+        assert left[0] == many
+        assert max(before - after for before, after in pairwise(left)) <= LETTERS_PER_STEP
+        await trio.sleep(10)
+        assert await store.read(_to_erase) == 0
+
+
+def _to_erase(connection: sqlite3.Connection) -> int:
+    return connection.execute("select count(*) from erasures").fetchone()[0]
