@@ -25,10 +25,10 @@ from events.account import IMPLICIT_TLS_PORT, AccountPaused, AccountRemoved, Acc
 from events.commands import Control, Refused, Unavailable
 from events.fact import OWN, Draft, Entry
 from events.lifecycle import FINAL
-from events.message import ContentErased, DoubtResolved, MessageHeld, MessageWithdrawn, Resolution
+from events.message import ContentErased, MessageHeld, MessageWithdrawn, Resolution
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import CONTROL
-from store import reading
+from store import choosing, reading
 from store.beside import Credentials, Sealed
 from store.dispatching import sealed_credentials
 from store.opening import Store
@@ -38,6 +38,8 @@ from store.views.accounts import AccountRow
 from store.views.messages import MessageRow
 from store.worklists import STEP, asked_messages, dispatch_row, waiting_numbers
 from store.writer import Declined
+
+from .bulk import STATES, Moment, decide, resolved
 
 logger = logging.getLogger("letterbook.control")
 
@@ -179,24 +181,6 @@ def steps(values: Sequence[Any], size: int = STEP) -> Iterator[Sequence[Any]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-# Held mail: pure.
-
-
-def resolved(row: MessageRow, resolution: Resolution, now_us: int, max_age_us: int, by: str) -> Draft:
-    """The fact by which a person's word about a held message is kept; sent again, it is due at once."""
-    end_us = lived_on(row, now_us, max_age_us) if resolution == "resend" else None
-    fact = DoubtResolved(resolution=resolution, by=by, expires_us=end_us)
-    return Draft(fact, message=row.number, account=row.account)
-
-
-def lived_on(row: MessageRow, now_us: int, max_age_us: int) -> int | None:
-    """The new end of a message whose time was over while it did not wait; None where its old one is still to come.
-
-    Whoever asks for mail to be sent wants it sent, not ended as expired in the next moment.
-    """
-    return now_us + max_age_us if row.expires_us <= now_us else None
-
-
 # The actor.
 
 
@@ -271,6 +255,8 @@ class ControlActor:
                 return {"ok": True, "removed": await self._let_go(older_than_s, by)}
             case commands.ResolveMessage(message_id, resolution):
                 return await self._resolve(message_id, resolution, by)
+            case commands.Bulk():
+                return await self._bulk(command, by)
 
     def _ring(self) -> Answer:
         for ring in self._run_now:
@@ -344,12 +330,35 @@ class ControlActor:
         if row is None:
             raise Refused("No message with this id is known", 404)
         if row.state == "held":
-            draft = resolved(row, resolution, self._store.clock.now_us(), self._max_age_us, by)
+            draft = Draft(resolved(row, resolution, self._moment(by)), message=row.number, account=row.account)
             (answer,) = (await self._store.record([draft], urgent=True)).answers
             if isinstance(answer, Entry):
                 return {"ok": True}
             row = answer.row or row
         raise Refused(f"the message is not held, it is {row.state.replace('_', ' ')}: GET /held lists held mail", 409)
+
+    def _moment(self, by: str) -> Moment:
+        return Moment(self._store.clock.now_us(), self._max_age_us, by)
+
+    async def _bulk(self, step: commands.Bulk, by: str) -> Answer:
+        """One step, behind whatever is urgent: other commands and all mail go between it and the next."""
+        at = self._moment(by)
+        chosen = await self._store.read(
+            choosing.chosen, step.where, STATES[step.action], at.now_us, step.after, step.up_to
+        )
+        decided = decide(step.action, chosen, at)
+        changed = 0
+        if decided.drafts and not step.dry_run:
+            recorded = await self._store.record(decided.drafts)
+            changed = sum(isinstance(answer, Entry) for answer in recorded.answers)
+        return {
+            "ok": True,
+            "matched": decided.matched,
+            "changed": changed,
+            "without_content": decided.without_content,
+            "in_doubt": decided.in_doubt,
+            "next": chosen.next,
+        }
 
     async def _delete(self, ids: Sequence[str], by: str) -> Answer:
         removed, not_found = 0, []

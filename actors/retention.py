@@ -170,14 +170,15 @@ class Retention:
     async def let_go(self, older_than_s: float | None, by: str) -> int:
         """Let go of what was reported so long ago (None: as configured), a step at a time; how many messages.
 
-        RetentionPassed is judged like any fact: past what is unreported it is refused.
+        RetentionPassed is judged like any fact: past what is unreported it is refused, and so is the whole step where
+        one of its messages was queued again meanwhile.
         """
         age_s = self._keep_s if older_than_s is None else older_than_s
         before_us = self._store.clock.now_us() - int(min(age_s, AGE_S_MAX) * MICROSECONDS)
         gone = 0
         async with self._letting_go:
             while step := await self._store.read(finished, before_us):
-                recorded = await self._store.record(lettings(step, by))
+                recorded = await self._store.record(lettings(step, by), whole=True)
                 gone += len(step.letters) if recorded.complete else 0
                 if not (step.more and recorded.complete):
                     break

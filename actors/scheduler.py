@@ -47,8 +47,10 @@ from events.fact import Entry
 from events.message import (
     DoubtResolved,
     MessageAccepted,
+    MessageExpedited,
     MessageFailed,
     MessageHeld,
+    MessageRequeued,
     MessageRevised,
     MessageWithdrawn,
 )
@@ -257,9 +259,13 @@ class Scheduler:
                 self._leave(_Leave(entry.seq, entry.message or 0))
                 if entry.message in self._flying:
                     self._marked.add(entry.message)
-            case DoubtResolved() if fact.resolution == "resend" and entry.account in self._accounts:
-                for priority in PRIORITIES:
-                    self._unknown(entry, entry.account, priority)
+            case DoubtResolved() if fact.resolution == "resend":
+                self._back(entry)
+            case MessageRequeued():
+                self._back(entry)
+            case MessageExpedited():
+                self._leave(_Leave(entry.seq, entry.message or 0))
+                self._back(entry)
             case _:
                 self._fold_rows(entry)
 
@@ -338,6 +344,12 @@ class Scheduler:
         known = self._live[account] = self._accounts[account]
         known.windows[priority].unknown_at = entry.seq
         self._stirred = True
+
+    def _back(self, entry: Entry) -> None:
+        """A message waits of which the fact says neither the priority nor whom the next attempt is for."""
+        if entry.account in self._accounts:
+            for priority in PRIORITIES:
+                self._unknown(entry, entry.account, priority)
 
     def _take_out(self, number: int) -> None:
         if window := self._where.pop(number, None):

@@ -12,6 +12,8 @@ import trio
 
 from . import payloads
 from .message import Resolution
+from .payloads import Action
+from .values import Priority, Status
 
 Answer = TypeVar("Answer")
 
@@ -141,6 +143,29 @@ class ResolveMessage(msgspec.Struct, frozen=True):
     resolution: Resolution
 
 
+class Where(msgspec.Struct, frozen=True):
+    """Which messages are meant: all that is given must hold. Domain and text are compared without regard to case."""
+
+    account_id: str | None = None
+    status: Status | None = None
+    priority: Priority | None = None
+    before_us: int | None = None
+    to_domain: str | None = None
+    subject: str | None = None
+
+
+class Bulk(msgspec.Struct, frozen=True):
+    """One step of an action for all messages that are meant and numbered in (after, up_to]: a thousand at most.
+
+    With `dry_run` they are only counted."""
+
+    action: Action
+    where: Where
+    after: int
+    up_to: int
+    dry_run: bool = False
+
+
 Command = (
     RunNow
     | Suspend
@@ -152,6 +177,7 @@ Command = (
     | DeleteMessages
     | CleanupMessages
     | ResolveMessage
+    | Bulk
 )
 
 

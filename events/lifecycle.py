@@ -16,9 +16,11 @@ from .fact import Fact
 from .message import (
     DoubtResolved,
     MessageAccepted,
+    MessageExpedited,
     MessageFailed,
     MessageHeld,
     MessageRejected,
+    MessageRequeued,
     MessageRevised,
     MessageWithdrawn,
     Resolution,
@@ -34,6 +36,8 @@ STEPS = (
     "MessageAccepted",
     "MessageRejected",
     "MessageRevised",
+    "MessageRequeued",
+    "MessageExpedited",
     "MessageWithdrawn",
     "MessageHeld",
     "MessageFailed",
@@ -65,6 +69,7 @@ KNOWN = Refusal("known id")
 UNKNOWN = Refusal("unknown message")
 NOT_WAITING = Refusal("not waiting")
 NOT_HELD = Refusal("not held")
+NOT_FAILED = Refusal("not failed")
 ENDED = Refusal("already ended")
 NO_ATTEMPT = Refusal("no such attempt")
 IMPOSSIBLE = Refusal("impossible")
@@ -87,6 +92,11 @@ LIFECYCLE: dict[tuple[State | None, str], State | Refusal] = {
     ("in_flight", "MessageRevised"): IN_FLIGHT,
     ("held", "MessageRevised"): IN_FLIGHT,
     ("sent", "MessageRevised"): ALREADY_SENT,
+    # Trying again what is known already: once more after a failure, or sooner than at its turn.
+    ("failed", "MessageRequeued"): "waiting",
+    **{(state, "MessageRequeued"): NOT_FAILED for state in STATES if state != "failed"},
+    ("waiting", "MessageExpedited"): "waiting",
+    **{(state, "MessageExpedited"): NOT_WAITING for state in STATES if state != "waiting"},
     # Taking back: in flight it only marks, for the bytes may be out already.
     ("waiting", "MessageWithdrawn"): "withdrawn",
     ("held", "MessageWithdrawn"): "withdrawn",
@@ -124,6 +134,8 @@ _STEPS_OF_KINDS: dict[type[Fact], str] = {
         MessageAccepted,
         MessageRejected,
         MessageRevised,
+        MessageRequeued,
+        MessageExpedited,
         MessageWithdrawn,
         MessageHeld,
         MessageFailed,

@@ -88,6 +88,22 @@ class DoubtResolved(Fact):
     expires_us: int | None = None
 
 
+class MessageExpedited(Fact):
+    """Somebody had no patience: a message that waited for another try, or for its relay, is due at once."""
+
+    due_us: int
+    by: str = ""
+
+
+class MessageRequeued(Fact):
+    """A message that had failed is tried again with the content it has: attempts and retries anew, for whoever was
+    neither reached nor may have been. `expires_us` is its end from now on."""
+
+    due_us: int
+    expires_us: int
+    by: str = ""
+
+
 class ContentErased(Fact):
     """The letters of these messages, up to and including these revisions, are to be erased: at most 1,000 pairs."""
 

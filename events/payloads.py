@@ -9,6 +9,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Raw, Struct, field
 
 from .message import Resolution
+from .values import Status
+
+Action = Literal["withdraw", "retry", "hold", "release"]
+"""What can be done to many messages at once."""
+
+MOMENT_S_MAX = 9_000_000_000_000.0
+"""In microseconds it fits SQLite's integers."""
+
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class AttachmentPayload(Struct, frozen=True):
@@ -65,6 +74,27 @@ class Resolve(Struct, frozen=True, forbid_unknown_fields=True):
 
     id: str
     resolution: Resolution = field(name="as")
+
+
+class BulkWhere(Struct, frozen=True, forbid_unknown_fields=True):
+    """All that is given must hold; something must be given."""
+
+    account_id: str | None = None
+    status: Status | None = None
+    priority: str | int | None = None
+    before_ts: Annotated[float, Meta(ge=0, le=MOMENT_S_MAX)] | None = None
+    to_domain: str | None = None
+    subject_contains: str | None = None
+
+
+class Bulk(Struct, frozen=True, forbid_unknown_fields=True):
+    """`after` asks for one step from there, of those numbered up to `up_to`; without it all steps are done."""
+
+    action: Action
+    where: BulkWhere
+    dry_run: bool | None = None
+    after: Number | None = None
+    up_to: Number | None = None
 
 
 class Activate(Struct, frozen=True):

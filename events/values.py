@@ -7,12 +7,16 @@ not be sent or could smuggle a header (RFC 5321 section 4.1.2, RFC 6531 section 
 import re
 from typing import Literal
 
+import idna
 from msgspec import Struct
 
 Priority = Literal[0, 1, 2, 3]
 """0 immediate, 1 high, 2 medium, 3 low."""
 
 PRIORITY_LABELS = {"immediate": 0, "high": 1, "medium": 2, "low": 3}
+
+Status = Literal["pending", "deferred", "in_flight", "held", "sent", "error", "withdrawn"]
+"""A message's state as clients see it: time and limits tell deferred from pending."""
 
 OutcomeStatus = Literal["delivered", "deferred", "refused", "in_doubt"]
 
@@ -89,6 +93,23 @@ def parse_address(text: str) -> Address | None:
     if len(local.encode()) > 64 or len(domain) > 255 or ".." in domain or ".." in local and not local.startswith('"'):
         return None
     return Address(local, domain)
+
+
+def ascii_domain(domain: str) -> str | None:
+    """The domain in A-labels (RFC 5890), or None where it has none.
+
+    IDNA 2008 first; the codec of the standard library (IDNA 2003) still knows names that the newer rules dropped.
+    """
+    if domain.isascii():
+        return domain
+    try:
+        return idna.encode(domain, uts46=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError):
+        pass
+    try:
+        return domain.encode("idna").decode("ascii")
+    except UnicodeError:
+        return None
 
 
 def split_addresses(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 
 from events import payloads
 
-from . import answers, asking, queries, writing
+from . import answers, asking, bulk, queries, writing
 from .door import Door
 from .errors import Answer, Trouble, bad, convert, decode
 from .writing import Call
@@ -68,6 +68,7 @@ COMMANDS: tuple[Command, ...] = (
         "cleanupMessages", "POST", "/commands/cleanup-messages", payloads.CleanupMessages, None, CONTROL,
         writing.cleanup_messages,
     ),
+    Command("bulk", "POST", "/commands/bulk", payloads.Bulk, None, CONTROL, bulk.bulk),
     Command("addAccount", "POST", "/account", payloads.Account, None, CONTROL, writing.add_account),
     Command("listAccounts", "GET", "/accounts", NOTHING, answers.AccountList, GATEWAY, asking.accounts),
     Command("deleteAccount", "DELETE", "/account/<id>", queries.Id, None, CONTROL, writing.delete_account),

@@ -10,6 +10,7 @@ from cryptography.exceptions import InvalidTag
 from msgspec import Raw, Struct
 
 from events.fact import Entry
+from events.values import Status
 from store import reading
 from store.beside import Credentials
 from store.results_text import states_of
@@ -73,7 +74,7 @@ def messages(
     look: Look,
     after: int,
     limit: int,
-    status: reading.Status | None,
+    status: Status | None,
     active_only: bool,
     account_id: str | None,
 ) -> answers.MessageList:

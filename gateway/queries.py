@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from store.reading import Status
+from events.values import Status
 
 from .settings import EVENTS_WAIT_S_MAX, LIST_LIMIT, LIST_LIMIT_MAX
 

@@ -8,7 +8,7 @@ import click
 from .auditing_commands import at, rebuild, verify
 from .client_commands import cleanup, send, tail
 from .log_command import log
-from .operating_commands import resolve
+from .operating_commands import bulk, resolve
 from .reading_commands import accounts, deferred, held, pending, results, show
 from .service_commands import check_config, demo, serve
 
@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Run": (serve, demo, check_config),
     "Send and watch": (send, tail),
     "Look, at a running or a stopped service": (log, show, pending, deferred, held, results, accounts),
-    "Decide": (resolve,),
+    "Decide": (resolve, bulk),
     "Keep": (cleanup,),
     "Audit": (verify, at, rebuild),
 }

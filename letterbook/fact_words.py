@@ -158,6 +158,8 @@ def _unreachable(event: Event) -> str:
 WORDS: dict[str, Callable[[Event], str]] = {
     "MessageAccepted": _accepted,
     "MessageRevised": _accepted,
+    "MessageRequeued": _by,
+    "MessageExpedited": _by,
     "MessageRejected": _rejected,
     "MessageWithdrawn": _by,
     "MessageHeld": _failed,

@@ -231,7 +231,7 @@ def deferred(after: int, limit: int, as_json: bool, config_path: Path | None, db
 @json_option
 @source_options
 def held(after: int, limit: int, as_json: bool, config_path: Path | None, db: Path | None) -> None:
-    """Mail that is held until a person says what becomes of it (`resolve`)."""
+    """Mail that is held until a person says what becomes of it (`resolve`, `bulk release`)."""
     with look_at(config_path, db) as (connection, look, _):
         from gateway import lists
 

@@ -19,14 +19,24 @@ from events.account import (
 )
 from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
 from events.fact import OWN, Draft, Fact
-from events.lifecycle import NO_ATTEMPT, NOT_WAITING, UNKNOWN, Refusal, follow, step_of
-from events.message import MessageAccepted, MessageFailed, MessageRejected, MessageRevised, RetentionPassed
+from events.lifecycle import NO_ATTEMPT, NOT_WAITING, OPEN, UNKNOWN, Refusal, follow, step_of
+from events.message import (
+    ContentErased,
+    MessageAccepted,
+    MessageExpedited,
+    MessageFailed,
+    MessageRejected,
+    MessageRequeued,
+    MessageRevised,
+    RetentionPassed,
+)
 from events.report import BatchFetched, ResultsReported
 
+from .erasing import kept
 from .folding import Folding
 from .views.accounts import AccountRow
 from .views.dispatch import ACTIVE, ONLY
-from .views.messages import RETRIABLE, MessageRow
+from .views.messages import PUT_OFF, REACHED, RETRIABLE, MessageRow
 from .views.reports import REPORTED
 
 NO_ACCOUNT = Refusal("no such account")
@@ -43,6 +53,9 @@ ALREADY_SO = Refusal("already so")
 REACHED_MEANWHILE = Refusal("reached meanwhile")
 BEYOND_THE_LOG = Refusal("beyond the log")
 ACCOUNT_EXISTS = Refusal("account exists")
+NOT_PUT_OFF = Refusal("not put off")
+CONTENT_ERASED = Refusal("content erased")
+CONTENT_NEEDED = Refusal("content needed")
 
 _KNOWN_IDS = "select id, number from ids where id in (select value from json_each(?))"
 """The numbers of these ids, of those that the log knows."""
@@ -63,11 +76,13 @@ class Judge:
         self._last_seq = last_seq
         self._numbers: dict[str, int] = {}
         self._at_us = 0
+        # Letters of messages that are to be tried again, as far as they are there.
+        self._kept: set[int] = set()
 
     def load(self, drafts: Iterable[Draft], at_us: int) -> None:
         """Read in a few statements what judging and folding these drafts will look at; `at_us` is their stamp."""
         self._at_us = at_us
-        ids, messages, accounts, attempts, tokens = [], [], set(), [], []
+        ids, messages, accounts, attempts, tokens, again = [], [], set(), [], [], []
         for draft in drafts:
             fact = draft.fact
             kind = type(fact)
@@ -77,6 +92,10 @@ class Judge:
                 ids.append(fact.id)
             elif isinstance(fact, BatchFetched):
                 tokens.append(fact.token)
+            elif isinstance(fact, MessageRequeued):
+                again.append(draft.message or 0)
+            elif isinstance(fact, ContentErased):
+                messages += [number for number, _ in fact.letters]
             if draft.message:
                 messages.append(draft.message)
             if draft.account:
@@ -86,6 +105,7 @@ class Judge:
         self._folding.load("accounts", accounts)
         self._folding.load("attempts", attempts)
         self._folding.load("tokens", tokens)
+        self._load_letters(again)
 
     def _load_ids(self, ids: Sequence[str]) -> None:
         self._numbers.clear()
@@ -96,6 +116,12 @@ class Judge:
         for message_id in ids:
             if "\0" in message_id:
                 self._numbers.update(execute(_KNOWN_ID, (message_id,)))
+
+    def _load_letters(self, numbers: Sequence[int]) -> None:
+        self._kept.clear()
+        if numbers:
+            rows = [row for number in numbers if (row := self._folding.row("messages", number))]
+            self._kept.update(kept(self._connection, [row.revision for row in rows]))
 
     def known(self, message_id: str) -> MessageRow | None:
         """The row of the message that has this id already, within this transaction too."""
@@ -162,6 +188,38 @@ class Judge:
         recipients = fact.recipients
         if reached and any(at < len(recipients) and recipients[at] in reached for at in fact.reach):
             return REACHED_MEANWHILE
+        return None
+
+    def _requeued(self, draft: Draft) -> Refusal | None:
+        """There must be somebody left to reach, and something to send."""
+        row = self._folding.message(draft.message or 0)
+        if refusal := self._alive(draft) or self._fits_lifecycle(draft):
+            return refusal
+        if row is None or row.account != draft.account:
+            return OTHER_ACCOUNT
+        if all(state.status in REACHED for state in row.states()):
+            return REACHED_MEANWHILE
+        return None if row.revision in self._kept else CONTENT_ERASED
+
+    def _expedited(self, draft: Draft) -> Refusal | None:
+        """Never later than it would be due anyway, and never against the wish of who sent it."""
+        assert isinstance(draft.fact, MessageExpedited)
+        row = self._folding.message(draft.message or 0)
+        if row is None or row.state != "waiting":
+            return NOT_WAITING
+        return None if row.due_cause in PUT_OFF and row.due_us > draft.fact.due_us else NOT_PUT_OFF
+
+    def _erased(self, draft: Draft) -> Refusal | None:
+        """What waits to be sent keeps its content: it may have been queued again since somebody saw it ended."""
+        assert isinstance(draft.fact, ContentErased)
+        gone = set()
+        for number, up_to in draft.fact.letters:
+            row: MessageRow | None = self._folding.row("messages", number)
+            if row is not None and row.revision <= up_to:
+                if row.state in OPEN:
+                    return CONTENT_NEEDED
+                gone.add(row.revision)
+        self._kept -= gone
         return None
 
     def _started(self, draft: Draft) -> Refusal | None:
@@ -262,7 +320,10 @@ _RULES: dict[type[Fact], Rule] = {
     MessageAccepted: Judge._accepted,
     MessageRejected: Judge._first_fact,
     MessageRevised: Judge._revised,
+    MessageRequeued: Judge._requeued,
+    MessageExpedited: Judge._expedited,
     MessageFailed: Judge._failed,
+    ContentErased: Judge._erased,
     AttemptStarted: Judge._started,
     AttemptEnded: Judge._ended,
     AttemptInterrupted: Judge._ended,

@@ -25,6 +25,8 @@ Readers take a letter whose content has no length as erased.
 import sqlite3
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 LETTERS_PER_STEP = 50
 """A letter takes some 50 us to erase: a step is over in a few milliseconds, and a turn need not wait longer."""
 
@@ -42,6 +44,12 @@ _WORK = "select message, up_to from erasures limit ?"
 
 _LETTERS = "select letter from letters where message = ? and letter <= ? and length(content) > 0 order by letter"
 """The letters of a message that are still to be erased."""
+
+_KEPT = (
+    "select letter from letters l where letter in (select value from json_each(?)) and length(content) > 0"
+    " and not exists (select 1 from erasures e where e.message = l.message and e.up_to >= l.letter)"
+)
+"""Of these letters, those that are there and are not to be erased."""
 
 _EMPTY = "update letters set envelope = x'', content = x'', salt = x'' where letter = ?"
 """What is left of an erased letter."""
@@ -65,6 +73,12 @@ _DELETE = "delete from letters where letter between ? and ?"
 
 WALKED_MAX = 4 * MARGIN + LETTERS_PER_STEP
 """Rows looked at in one direction: what lies further inside was deleted by an earlier step."""
+
+
+def kept(connection: sqlite3.Connection, letters: Iterable[int]) -> frozenset[int]:
+    """Of these letters, those that can still be sent."""
+    wanted = msgspec.json.encode(list(letters)).decode()
+    return frozenset(letter for (letter,) in connection.execute(_KEPT, (wanted,)))
 
 
 def erase_pending(connection: sqlite3.Connection) -> int:

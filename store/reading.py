@@ -10,7 +10,7 @@ short or empty: `next` says where to go on, and is None only at the end.
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +18,7 @@ from msgspec import Struct
 from events.fact import Entry
 from events.lifecycle import OPEN
 from events.message import MessageAccepted, MessageRejected
+from events.values import Status
 from events.wire import decode_row
 
 from . import sql
@@ -42,8 +43,6 @@ CONTENT_BYTES_MAX = 16_000_000
 
 TIMELINE_FACTS_MAX = 10_000
 """Facts of one message: one with a hundred recipients that is retried for five days has some hundreds."""
-
-Status = Literal["pending", "deferred", "in_flight", "held", "sent", "error", "withdrawn"]
 
 STATES_OF_STATUS: dict[str, tuple[str, ...]] = {
     "sent": ("sent",),
@@ -123,10 +122,10 @@ def deferred(connection: sqlite3.Connection, now_us: int, after: int, limit: int
 
 def _waiting(connection: sqlite3.Connection, statement: str, now_us: int, after: int, limit: int) -> Page[MessageRow]:
     values = {"now": now_us, "after": after, "limit": limit, "stretch": STRETCH_ROWS_MAX}
-    return _stretch(connection, statement, values, sql.WAITING_STRETCH_END)
+    return stretch(connection, statement, values, sql.WAITING_STRETCH_END)
 
 
-def _stretch(
+def stretch(
     connection: sqlite3.Connection, statement: str, values: Mapping[str, Any], end: str | None
 ) -> Page[MessageRow]:
     """A page of a statement that looks at one stretch of rows; `end` finds where a full stretch ends."""
@@ -144,12 +143,12 @@ def _messages(found: Iterable[Sequence[Any]]) -> tuple[MessageRow, ...]:
 
 def held(connection: sqlite3.Connection, after: int, limit: int) -> Page[MessageRow]:
     """Mail held for a person."""
-    return _stretch(connection, sql.HELD, {"after": after, "limit": limit}, None)
+    return stretch(connection, sql.HELD, {"after": after, "limit": limit}, None)
 
 
 def in_flight(connection: sqlite3.Connection, after: int, limit: int) -> Page[MessageRow]:
     """Messages with an open attempt."""
-    return _stretch(connection, sql.IN_FLIGHT, {"after": after, "limit": limit}, None)
+    return stretch(connection, sql.IN_FLIGHT, {"after": after, "limit": limit}, None)
 
 
 def messages(
@@ -187,7 +186,7 @@ def _all_messages(
         "states": None if states is None else _json(states),
         "accounts": None if accounts is None else _json(accounts),
     }
-    return _stretch(connection, sql.MESSAGES, values, sql.MESSAGES_STRETCH_END)
+    return stretch(connection, sql.MESSAGES, values, sql.MESSAGES_STRETCH_END)
 
 
 def _open_messages(
@@ -207,10 +206,10 @@ def _open_messages(
         held(connection, after, limit),
         in_flight(connection, after, limit),
     )
-    return _merged(parts, limit)
+    return merged(parts, limit)
 
 
-def _merged(parts: Sequence[Page[MessageRow]], limit: int) -> Page[MessageRow]:
+def merged(parts: Sequence[Page[MessageRow]], limit: int) -> Page[MessageRow]:
     """One page of several, in the order of numbers, no further than all of them have been read."""
     horizon = min((part.next for part in parts if part.next is not None), default=None)
     rows = sorted((row for part in parts for row in part.rows), key=lambda row: row.number)

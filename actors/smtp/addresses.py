@@ -2,29 +2,12 @@
 
 import re
 
-import idna
+from events.values import ascii_domain
 
 # Whatever could end the path early or start another command; a quoted local part may hold spaces and brackets.
 _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SENDABLE = re.compile(r"[!-;=?-~]*")
 _UNQUOTED_UNSENDABLE = re.compile(r"[ <>]")
-
-
-def ascii_domain(domain: str) -> str | None:
-    """The domain in A-labels (RFC 5890), or None where it has none.
-
-    IDNA 2008 first; the codec of the standard library (IDNA 2003) still knows names that the newer rules dropped.
-    """
-    if domain.isascii():
-        return domain
-    try:
-        return idna.encode(domain, uts46=True).decode("ascii")
-    except (idna.IDNAError, UnicodeError):
-        pass
-    try:
-        return domain.encode("idna").decode("ascii")
-    except UnicodeError:
-        return None
 
 
 def ascii_address(address: str) -> str | None:

@@ -14,9 +14,11 @@ from events.lifecycle import FINAL, Refusal, State, follow, in_the_case_of, step
 from events.message import (
     DoubtResolved,
     MessageAccepted,
+    MessageExpedited,
     MessageFailed,
     MessageHeld,
     MessageRejected,
+    MessageRequeued,
     MessageRevised,
     MessageWithdrawn,
 )
@@ -43,6 +45,8 @@ OPEN_RECIPIENT = RecipientState()
 RETRIABLE = frozenset({"open", "deferred", "in_doubt"})
 """Recipients of a waiting message that its next attempt is for."""
 IN_DOUBT = frozenset({"in_doubt"})
+PUT_OFF = frozenset({"retry", "relay"})
+"""Why a message is due later, where nobody asked for that: it may be expedited."""
 REACHED = frozenset({"delivered", "in_doubt", "passed_by"})
 """Recipients who have the message, or may have it: the same id sent again passes them by."""
 
@@ -110,6 +114,8 @@ FACTS = (
     MessageAccepted,
     MessageRejected,
     MessageRevised,
+    MessageRequeued,
+    MessageExpedited,
     MessageWithdrawn,
     MessageHeld,
     MessageFailed,
@@ -193,6 +199,10 @@ def _after(row: MessageRow, state: State, entry: Entry) -> MessageRow:
             return _ended(row, state, entry, fact)
         case MessageRevised() as fact:
             return _revised(row, entry, fact)
+        case MessageRequeued() as fact:
+            return _requeued(row, entry, fact)
+        case MessageExpedited() as fact:
+            return replace(row, due_us=fact.due_us, due_cause=None, updated_us=at_us)
         case MessageWithdrawn() if state == "in_flight":
             return replace(row, withdrawing=True, updated_us=at_us)
         case MessageWithdrawn():
@@ -291,6 +301,29 @@ def _revised(row: MessageRow, entry: Entry, fact: MessageRevised) -> MessageRow:
         digests=" ".join(fact.recipients),
         recipients="" if len(open_indexes) == len(states) else _encode(states).decode(),
         reached=_encode(reached).decode() if reached else "",
+    )
+
+
+def _requeued(row: MessageRow, entry: Entry, fact: MessageRequeued) -> MessageRow:
+    """The same content once more, for whoever was not reached: retries anew, and its age goes on."""
+    states = tuple([_passed_by(state) if state.status in REACHED else OPEN_RECIPIENT for state in row.states()])
+    return replace(
+        row,
+        state="waiting",
+        due_us=fact.due_us,
+        due_cause="asked" if fact.due_us > entry.at_us else None,
+        expires_us=fact.expires_us,
+        updated_us=entry.at_us,
+        recipients="" if all(state == OPEN_RECIPIENT for state in states) else _encode(states).decode(),
+        attempts=0,
+        retries=0,
+        uncharged=0,
+        doubts=0,
+        faults=0,
+        final_seq=None,
+        final_us=None,
+        cause=None,
+        detail=None,
     )
 
 

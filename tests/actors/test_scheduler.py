@@ -18,7 +18,15 @@ from events.account import (
 )
 from events.attempt import AttemptEnded, AttemptStarted
 from events.fact import Entry, Fact
-from events.message import DoubtResolved, MessageAccepted, MessageFailed, MessageRevised, MessageWithdrawn
+from events.message import (
+    DoubtResolved,
+    MessageAccepted,
+    MessageExpedited,
+    MessageFailed,
+    MessageRequeued,
+    MessageRevised,
+    MessageWithdrawn,
+)
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.service import ClockStepped, ServiceStarted
 from events.values import Outcome
@@ -327,6 +335,27 @@ def test_a_doubt_resolved_during_a_read_asks_for_another():
     given.fold(DoubtResolved(resolution="resend"), 1, 1)
     given.refill(as_rows(numbers), as_of=as_of)
     assert set(given.plan().refills) == {(1, priority) for priority in range(4)}
+
+
+def test_what_is_queued_again_asks_for_a_read_of_the_view_that_alone_knows_its_place():
+    for fact in (MessageRequeued(due_us=NOW_US, expires_us=2 * NOW_US), DoubtResolved(resolution="resend")):
+        given = Given(1)
+        assert not given.plan().refills
+        given.fold(fact, 1, 1)
+        assert given.stirs() and set(given.plan().refills) == {(1, priority) for priority in range(4)}
+
+
+def test_what_is_expedited_leaves_its_later_place_and_goes_after_a_read():
+    given = Given(1)
+    later = given.accept(due_us=NOW_US + 60 * SECOND_US)
+    assert given.offered() == []
+    given.fold(MessageExpedited(due_us=NOW_US), later, 1)
+    plan = given.plan()
+    assert not plan.candidates and set(plan.refills) == {(1, priority) for priority in range(4)}
+    given.scheduler.refilling(plan.refills)
+    read = {2: [QueueRow(later, NOW_US, later, (0,))]}
+    given.scheduler.refilled(given.seq, [read.get(priority, []) for _, priority in plan.refills])
+    assert given.offered() == [later]
 
 
 def test_lower_priorities_do_not_overtake_what_waits_beyond_a_window():

@@ -1,6 +1,10 @@
 """Mail that is held until a person says what becomes of it: listed, and resolved each way, by the command line."""
 
 import json
+import signal
+
+import httpx
+import trio
 
 from letterbook.capture import CaptureRelay
 
@@ -57,3 +61,92 @@ async def test_mail_in_doubt_is_held_and_becomes_what_the_operator_says(service)
     at = await it.run("at", timeline[-4]["seq"], "held", "--json")
     assert "again" in [row["id"] for row in json.loads(at.out)["held"]]
     assert (await it.run("rebuild", "--check")).code == 0
+
+
+async def test_many_messages_are_held_released_retried_and_withdrawn_by_the_command_line(service):
+    it = await service(delivery_retry_delays="3600")
+
+    async def bulk(action, *options, code=0):
+        said = await it.run("bulk", action, *options, "--url", it.url)
+        assert said.code == code, said
+        return said.out if code == 0 else said.err
+
+    async with CaptureRelay().listening() as relay:
+        await it.account("a", relay.port)
+        await it.post("/account/a/pause")
+        await it.add([mail(f"news-{n}", account_id="a", subject="The News", priority=3) for n in range(1500)])
+        others = {"other": "x@elsewhere.example", "later": "451-then-250@example.org"}
+        await it.add([mail(name, address, account_id="a") for name, address in others.items()])
+        assert "say which messages are meant" in await bulk("hold", code=2)
+        assert await bulk("hold", "--subject", "the NEWS", "--dry-run") == "1,500 messages would be held.\n"
+        assert "give --yes" in await bulk("hold", "--subject", "the news", code=2)
+        assert (await it.status())["held"] == 0
+        assert await bulk("hold", "--subject", "the news", "--account", "a", "--yes") == "1,500 messages held.\n"
+        assert await bulk("hold", "--subject", "the news", "--yes") == "0 messages would be held.\n"
+        assert await bulk("withdraw", "--to-domain", "Elsewhere.example", "--yes") == "1 message withdrawn.\n"
+        await it.post("/account/a/resume")
+        await it.until("/deferred", lambda page: [row["cause"] for row in page["deferred"]] == ["retry"])
+        assert relay.received == 0
+        assert await bulk("retry", "--status", "deferred", "--yes") == "1 message tried again.\n"
+        (result,) = await it.until_results(1)
+        assert (result["id"], result["attempts"]) == ("later", 2)
+        answer = await bulk("release", "--priority", "low", "--yes", "--json")
+        assert json.loads(answer) == {"ok": True, "matched": 1500, "changed": 1500}
+        await it.until_results(1501)
+        assert relay.received == 1501
+    facts = await it.events("MessageHeld")
+    assert len(facts) == 1500 and {fact["by"] for fact in facts} == {"cli"}
+    assert (await it.message("other"))["status"] == "withdrawn"
+    assert (await it.run("rebuild", "--check")).code == 0
+
+
+async def test_what_failed_is_tried_again_for_those_who_were_not_reached(service):
+    it = await service()
+    async with CaptureRelay().listening() as relay:
+        await it.account("a", relay.port)
+        await it.add([mail("m", ["ann@example.org", "550-then-250@example.org"], account_id="a")])
+        (result,) = await it.until_results(1)
+        assert result["status"] == "error" and result["error"].startswith("1 of 2 refused: 550 ")
+        where = {"status": "error", "account_id": "a"}
+        answer = await it.post("/commands/bulk", {"action": "retry", "where": where})
+        assert answer == {"ok": True, "matched": 1, "changed": 1}
+        _, again = await it.until_results(2)
+        reached = [message.recipients for message in relay.messages]
+        assert reached == [("ann@example.org",), ("550-then-250@example.org",)]
+        assert again["status"] == "sent" and again["attempts"] == 1
+        await it.post("/commands/delete-messages", {"ids": ["m"]})
+    timeline = (await it.message("m"))["timeline"]
+    assert "MessageRequeued" in kinds(timeline)
+    nothing = await it.post("/commands/bulk", {"action": "retry", "where": where})
+    assert nothing == {"ok": True, "matched": 0, "changed": 0}
+
+
+async def test_a_bulk_action_that_the_stop_breaks_off_has_done_what_the_log_says_and_goes_on_when_asked_again(service):
+    it = await service()
+    async with CaptureRelay().listening() as relay:
+        await it.account("a", relay.port)
+        await it.post("/commands/suspend")
+        await it.add([mail(f"m{n}", account_id="a") for n in range(4000)])
+        body = {"action": "hold", "where": {"account_id": "a"}}
+        async with trio.open_nursery() as nursery:
+            answered = []
+
+            async def ask():
+                try:
+                    answered.append((await it.client.post("/commands/bulk", json=body)).json())
+                except httpx.HTTPError:
+                    # It was stopped before there was an answer.
+                    answered.append(None)
+
+            nursery.start_soon(ask)
+            await it.until("/status", lambda status: status["held"] >= 1000)
+            it.signal(signal.SIGTERM)
+        await it.ended()
+        await it.start()
+        held = (await it.status())["held"]
+        assert held % 1000 == 0 and held >= 1000
+        done = answered[0]["changed"] if answered[0] else 0
+        assert done <= held
+        rest = await it.post("/commands/bulk", body)
+        assert (rest["changed"], (await it.status())["held"]) == (4000 - held, 4000)
+    assert (await it.run("verify")).code == 0

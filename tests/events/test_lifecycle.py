@@ -17,6 +17,8 @@ EXPECTED = {
     "MessageAccepted": ("w", ". . . . . . ."),
     "MessageRejected": ("r", ". . . . . . ."),
     "MessageRevised": (".", "w . . . w w w"),
+    "MessageRequeued": (".", ". . . . w . ."),
+    "MessageExpedited": (".", "w . . . . . ."),
     "MessageWithdrawn": (".", "x i x . . . ."),
     "MessageHeld": (".", "h . . . . . ."),
     "MessageFailed": (".", "f . f . . . ."),
@@ -73,7 +75,7 @@ def test_states_are_open_or_final():
 
 def test_only_a_new_content_leaves_a_final_state():
     leaving = {step for state in FINAL for step in STEPS if not isinstance(follow(state, step), Refusal)}
-    assert leaving == {"MessageRevised"}
+    assert leaving == {"MessageRevised", "MessageRequeued"}
 
 
 def test_every_kind_and_word_has_a_step_or_changes_no_state():

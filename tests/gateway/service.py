@@ -1,6 +1,6 @@
 """A gateway on a free loopback port, over a real store, with a small scripted side that accepts and controls."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Service:
         self.submitted: list[Submission] = []
         self.decide: Callable[[dict[str, Any]], str | None] = lambda message: None
         self.holding: trio.Event | None = None
+        self.steps: list[commands.Bulk] = []
+        self.bulk: Callable[[commands.Bulk], Awaitable[Any]] = nothing_in_bulk
 
     @property
     def url(self) -> str:
@@ -91,6 +93,9 @@ class Service:
             case commands.SaveAccount(account=account):
                 await self.account(account.id, account.user, account.password)
                 return {"ok": True}
+            case commands.Bulk() as step:
+                self.steps.append(step)
+                return await self.bulk(step)
             case commands.CleanupMessages():
                 return {"ok": True, "removed": 0}
             case commands.ResolveMessage(id=name, resolution=resolution):
@@ -166,6 +171,10 @@ class Service:
         refused = Outcome(0, "refused", 550, "5.1.1")
         texts = ((0, "550 5.1.1 no such user"),)
         return await self.end(number, await self.start(number), refused, then="failed", cause="refused", texts=texts)
+
+
+async def nothing_in_bulk(step: commands.Bulk) -> Any:
+    return {"matched": 0, "changed": 0, "without_content": 0, "in_doubt": 0, "next": None}
 
 
 _ACCOUNT_FACTS: dict[type, Any] = {

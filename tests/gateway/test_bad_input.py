@@ -99,7 +99,16 @@ async def test_a_body_that_is_missing(tmp_path, command):
         assert_error(await ask(), 400)
 
 
-REQUIRED = {"messages": [], "ids": [], "id": "a", "host": "h", "port": 25, "as": "sent"}
+REQUIRED = {
+    "messages": [],
+    "ids": [],
+    "id": "a",
+    "host": "h",
+    "port": 25,
+    "as": "sent",
+    "action": "hold",
+    "where": {"status": "held"},
+}
 
 
 @of([command for command in BODIES if hasattr(command.payload, "__struct_fields__")])

@@ -8,13 +8,22 @@ from events.account import AccountPaused, AccountRemoved, AccountResumed, Accoun
 from events.attempt import AttemptInterrupted
 from events.fact import OWN, Draft, Entry
 from events.lifecycle import Refusal
-from events.message import DoubtResolved, MessageFailed, MessageRejected, MessageWithdrawn, RetentionPassed
+from events.message import (
+    ContentErased,
+    DoubtResolved,
+    MessageExpedited,
+    MessageFailed,
+    MessageRejected,
+    MessageRequeued,
+    MessageWithdrawn,
+    RetentionPassed,
+)
 from events.report import BatchFetched, ResultsReported
 from events.schedule import DispatchActivated, DispatchSuspended
 from store.admission import _RULES
 from store.writer import Declined
 
-from .building import T0_US, accepted, account_saved
+from .building import T0_US, accepted, account_saved, letter
 from .telling import Story, end, revise, start, story
 
 Telling = Callable[[Story], Draft]
@@ -289,6 +298,112 @@ def held(s: Story) -> int:
     return partly(s, "in_doubt", then="held")
 
 
+def failed(s: Story, *statuses: str) -> int:
+    """A message with its content, which failed after an attempt with these outcomes."""
+    number = s.given(accepted("a", recipients=len(statuses)), letter("x"))
+    attempt = s.given(start(number, recipients=range(len(statuses))))
+    return s.given(end(number, attempt, "failed", *statuses)) and number
+
+
+AGAIN = MessageRequeued(due_us=T0_US, expires_us=2 * T0_US)
+
+
+@case(None)
+def trying_again_what_failed_for_somebody(s):
+    return about(AGAIN, message=failed(s, "delivered", "refused", "in_doubt"))
+
+
+@case("reached meanwhile")
+def trying_again_what_nobody_is_left_for(s):
+    return about(AGAIN, message=failed(s, "delivered", "in_doubt"))
+
+
+@case("not failed")
+def trying_again_what_was_sent(s):
+    return about(AGAIN, message=partly(s, "delivered", then="done"))
+
+
+@case("not failed")
+def trying_again_what_waits_again_already(s):
+    number = failed(s, "refused")
+    s.given(about(AGAIN, message=number))
+    return about(AGAIN, message=number)
+
+
+@case("no such account")
+def trying_again_without_an_account(s):
+    number = failed(s, "refused")
+    s.given(about(AccountRemoved()))
+    return about(AGAIN, message=number)
+
+
+@case("other account")
+def trying_again_under_another_account(s):
+    number = failed(s, "refused")
+    return about(AGAIN, message=number, account=s.given(account_saved("other")))
+
+
+@case("content erased")
+def trying_again_what_has_no_content_any_more(s):
+    number = failed(s, "refused")
+    s.given(about(ContentErased(letters=((number, number),)), account=None))
+    return about(AGAIN, message=number)
+
+
+@case("content needed")
+def erasing_what_is_to_be_tried_again(s):
+    number = failed(s, "refused")
+    s.given(about(AGAIN, message=number))
+    return about(ContentErased(letters=((number, number),)), account=None)
+
+
+@case(None)
+def erasing_what_newer_content_took_the_place_of(s):
+    number = failed(s, "refused")
+    s.given(revise(number, "a", ["a:0"], [0]))
+    return about(ContentErased(letters=((number, number),)), account=None)
+
+
+def put_off(s: Story, cause: str) -> int:
+    number = s.given(accepted("a"))
+    return s.given(end(number, s.given(start(number)), "due", "deferred", due_us=2 * T0_US, due_cause=cause)) and number
+
+
+SOONER = MessageExpedited(due_us=T0_US)
+
+
+@case(None)
+def having_no_patience_with_a_retry(s):
+    return about(SOONER, message=put_off(s, "retry"))
+
+
+@case(None)
+def having_no_patience_with_a_relay(s):
+    return about(SOONER, message=put_off(s, "relay"))
+
+
+@case("not put off")
+def having_no_patience_twice(s):
+    number = put_off(s, "retry")
+    s.given(about(SOONER, message=number))
+    return about(SOONER, message=number)
+
+
+@case("not put off")
+def sending_at_once_what_its_sender_asked_to_be_sent_later(s):
+    return about(SOONER, message=s.given(accepted("a", due_us=2 * T0_US)))
+
+
+@case("not put off")
+def putting_it_off_in_place_of_sending_it_sooner(s):
+    return about(MessageExpedited(due_us=3 * T0_US), message=put_off(s, "retry"))
+
+
+@case("not waiting")
+def having_no_patience_with_what_is_held(s):
+    return about(SOONER, message=held(s))
+
+
 @case(None)
 def giving_up_what_waited_too_long(s):
     number = s.given(accepted("a"))
@@ -547,3 +662,13 @@ def test_facts_of_one_turn_are_judged_by_the_facts_before_them():
             "AccountPaused",
             "not waiting",
         ]
+
+
+def test_content_is_erased_or_sent_again_and_never_both_within_one_turn():
+    for first_erased in (True, False):
+        with story() as s:
+            number = failed(s, "refused")
+            drafts = [about(ContentErased(letters=((number, number),)), account=None), about(AGAIN, message=number)]
+            answers = s.together(*(drafts if first_erased else reversed(drafts))).answers
+            assert isinstance(answers[0], Entry) and isinstance(answers[1], Declined)
+            assert answers[1].reason == ("content erased" if first_erased else "content needed")

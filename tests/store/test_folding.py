@@ -52,6 +52,10 @@ def mailed_again(log) -> list[tuple[int, str]]:
                 for key, status in held_back.items():
                     if key[0] == number and status == "in_doubt":
                         held_back[key] = "passed by"
+            case "MessageRequeued":
+                for key, status in held_back.items():
+                    if key[0] == number and status == "in_doubt":
+                        held_back[key] = "passed by"
             case "AttemptEnded" | "AttemptInterrupted":
                 for outcome in fact.outcomes:
                     held_back[number, envelope[number][outcome.recipient]] = outcome.status
@@ -104,7 +108,9 @@ def test_walks_see_all_there_is():
             kinds |= {entry.kind for entry in walker.log}
             reasons |= set(walker.refused)
     assert {"RetentionPassed", "DoubtResolved", "MessageRevised", "AttemptInterrupted", "BatchFetched"} <= kinds
+    assert {"MessageRequeued", "MessageExpedited", "ContentErased"} <= kinds
     assert {"reached meanwhile", "other revision", "token seen", "unreported", "account paused", "suspended"} <= reasons
+    assert {"content erased", "content needed", "not failed", "not put off"} <= reasons
 
 
 # Whole or nothing

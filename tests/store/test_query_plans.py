@@ -8,14 +8,15 @@ import pytest
 
 from events.fact import Draft
 from events.report import ResultsReported
-from store import sql
+from store import choosing, sql
 from store.beside import Replies
 
 from .building import T0_US, accepted, account_saved, database, ended, letter, record, started, writer
 
 STATEMENTS = {
     name: text
-    for name, text in vars(sql).items()
+    for module in (sql, choosing)
+    for name, text in vars(module).items()
     if name.isupper() and not name.startswith("_") and isinstance(text, str)
 }
 
@@ -35,6 +36,11 @@ MAY_SCAN = {
     "DEFERRED": {"m", "accounts"},
     "WAITING": {"m"},
     "MESSAGES": {"m"},
+    "CHOSEN_WAITING": {"m"},
+    "CHOSEN_HELD": {"m"},
+    "CHOSEN_FAILED": {"m"},
+    "CHOSEN_IN_FLIGHT": {"a", "m"},
+    "THROTTLED": {"accounts"},
 }
 """Tables of some rows an account, the open attempts, and `m`: the bounded stretch that the statement has just read."""
 
@@ -79,21 +85,23 @@ def test_a_statement_scans_only_what_is_declared(filled, name):
 def test_a_statement_sorts_nothing_that_grows(filled, name):
     steps = plan(filled, STATEMENTS[name])
     sorts = [step for step in steps if "TEMP B-TREE" in step]
-    assert not sorts or name in ("TOTALS", "IN_FLIGHT", "OLDEST_DUE"), steps
+    assert not sorts or name in ("TOTALS", "IN_FLIGHT", "OLDEST_DUE", "CHOSEN_IN_FLIGHT"), steps
 
 
-@pytest.mark.parametrize("name", ["PENDING", "DEFERRED", "WAITING", "MESSAGES"])
+@pytest.mark.parametrize(
+    "name", ["PENDING", "DEFERRED", "WAITING", "MESSAGES", "CHOSEN_WAITING", "CHOSEN_HELD", "CHOSEN_FAILED"]
+)
 def test_a_stretch_gives_its_rows_one_by_one(filled, name):
     assert plan(filled, STATEMENTS[name])[0] == "CO-ROUTINE m"
 
 
-@pytest.mark.parametrize("name", ["PENDING", "DEFERRED", "WAITING"])
+@pytest.mark.parametrize("name", ["PENDING", "DEFERRED", "WAITING", "CHOSEN_WAITING"])
 def test_a_stretch_of_waiting_messages_is_a_range_of_their_own_index(filled, name):
     assert any("messages_waiting" in step and "number>?" in step for step in plan(filled, STATEMENTS[name]))
 
 
 def test_every_statement_has_its_sentence():
-    text = Path(sql.__file__).read_text(encoding="utf-8")
+    text = "\n\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in (sql, choosing))
     for name in STATEMENTS:
         after = text[text.index(f"\n{name} = ") :].lstrip()
         assert re.search(r'\n"""[A-Z].+?\."""\Z', after.split("\n\n")[0].strip(), re.DOTALL), name

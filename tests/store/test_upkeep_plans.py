@@ -17,6 +17,7 @@ STATEMENTS = {
 
 MAY_SCAN = {
     "store.erasing._WORK": {"erasures"},
+    "store.erasing._KEPT": {"json_each"},
     "store.replay._META": {"meta"},
     "store.surveying._META": {"meta"},
     "store.surveying._OPEN_ATTEMPTS": {"attempts"},

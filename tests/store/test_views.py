@@ -6,14 +6,22 @@ from hypothesis import given, settings
 from events.account import AccountPaused, AccountRemoved, AccountThrottled, RelayReached, RelayUnreachable
 from events.attempt import AttemptEnded
 from events.fact import Draft, Entry
-from events.message import DoubtResolved, MessageFailed, MessageHeld, MessageRevised, MessageWithdrawn
+from events.message import (
+    DoubtResolved,
+    MessageExpedited,
+    MessageFailed,
+    MessageHeld,
+    MessageRequeued,
+    MessageRevised,
+    MessageWithdrawn,
+)
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import Outcome
 from store.folding import _MOVED
 from store.views import MESSAGES, RELAYS
 from store.views.counts import DAY_S
 
-from .building import T0_US, accepted, account_saved
+from .building import T0_US, accepted, account_saved, letter
 from .random_facts import LOGS
 from .telling import Story, end, revise, start, story
 
@@ -121,6 +129,38 @@ def test_sent_again_for_later_it_is_due_because_somebody_asked():
         number = tried(s, "held", "in_doubt")
         s.given(about(DoubtResolved(resolution="resend", due_us=2 * T0_US), number))
         assert (s.row(number).due_us, s.row(number).due_cause) == (2 * T0_US, "asked")
+
+
+def test_what_failed_is_tried_again_for_whoever_was_not_reached_with_retries_and_attempts_anew():
+    with story() as s:
+        number = s.given(accepted("a", recipients=4), letter("x"))
+        attempt = s.given(start(number, recipients=range(4)))
+        fields = {"cause": "retries", "retries": 5, "charged": True}
+        s.given(end(number, attempt, "failed", "delivered", "refused", "deferred", "in_doubt", **fields))
+        s.given(about(MessageRequeued(due_us=T0_US, expires_us=9 * T0_US), number))
+        row = s.row(number)
+        assert (row.state, row.due_us, row.due_cause, row.expires_us) == ("waiting", T0_US, None, 9 * T0_US)
+        assert (row.attempts, row.retries, row.doubts, row.final_seq, row.cause, row.revision) == (
+            *(0, 0, 0, None, None),
+            number,
+        )
+        assert s.statuses(number) == ["delivered", "open", "open", "passed_by"]
+        assert s.totals() == {"waiting": 1}
+        assert s.connection.execute("select status from results").fetchall() == [("error",)], "the old result stays"
+        again = s.given(start(number, recipients=[1, 2]))
+        s.given(end(number, again, "failed", cause="refused"))
+        assert s.statuses(number)[-1] == "in_doubt", "a doubt is not forgotten"
+        assert len(s.connection.execute("select status from results").fetchall()) == 2
+
+
+def test_expedited_it_is_due_at_once_and_nobody_asked_for_later():
+    with story() as s:
+        number = tried(s, "due", "deferred", due_us=2 * T0_US, due_cause="retry", charged=True)
+        s.given(about(MessageExpedited(due_us=T0_US), number))
+        row = s.row(number)
+        assert (row.state, row.due_us, row.due_cause, row.retries) == ("waiting", T0_US, None, 1)
+        minutes = s.connection.execute("select minute, n from due_minutes").fetchall()
+        assert minutes == [(T0_US // 60_000_000, 1)]
 
 
 def test_let_go_with_the_due_that_it_had_it_waits_for_the_old_reason_and_with_the_new_end():

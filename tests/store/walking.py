@@ -19,17 +19,22 @@ from events.account import (
 from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import OWN, Draft, Entry
 from events.message import (
+    ContentErased,
     DoubtResolved,
     MessageAccepted,
+    MessageExpedited,
     MessageFailed,
     MessageHeld,
     MessageRejected,
+    MessageRequeued,
+    MessageRevised,
     MessageWithdrawn,
     RetentionPassed,
 )
 from events.report import BatchFetched, ResultsReported
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import Outcome
+from store.beside import LetterRow
 from store.views.messages import RETRIABLE, MessageRow
 from store.writer import Request, Writer
 
@@ -39,6 +44,7 @@ from .telling import revise, start
 IDS = tuple(f"m{index}" for index in range(12))
 PEOPLE = ("ann", "bob", "cyd", "dan")
 MINUTE_US = 60_000_000
+LETTER = LetterRow(b"{}", b"{}", b"salt")
 
 
 class Walker:
@@ -78,16 +84,17 @@ class Walker:
 
     def _request(self) -> Request:
         if self.chance.random() < 0.8:
-            return Request((self._draft(),), {})
+            return _with_letters((self._draft(),))
         drafts = [self._draft() for _ in range(self.chance.randint(1, 4))]
         if self.chance.random() < 0.5:
             self._tokens += self.chance.random() < 0.9
             drafts.append(Draft(BatchFetched(token=f"t{self._tokens}", messages=len(drafts))))
-        return Request(tuple(drafts), {}, whole=True)
+        return _with_letters(tuple(drafts), whole=True)
 
     def _draft(self) -> Draft:
         about_messages = (
             *(self._accept, self._accept, self._revise, self._revise, self._withdraw, self._hold, self._resolve),
+            *(self._requeue, self._expedite, self._erase),
             *(self._fail, self._start, self._start, self._start, self._start, self._end, self._end, self._end),
         )
         others = (self._reject, self._account, self._dispatch, self._relay, self._report, self._report, self._retain)
@@ -130,6 +137,16 @@ class Walker:
         people, reached = self._people(row.id), row.reached_digests()
         reach = [index for index, digest in enumerate(people) if digest not in reached]
         return revise(row.number, row.id, people, reach, self._account_number(), self._due_us())
+
+    def _requeue(self) -> Draft:
+        return self._about(MessageRequeued(due_us=self._due_us(), expires_us=2 * T0_US))
+
+    def _expedite(self) -> Draft:
+        return self._about(MessageExpedited(due_us=self.now_us))
+
+    def _erase(self) -> Draft:
+        rows = self.chance.sample(list(self._seen.values()), min(len(self._seen), 2))
+        return Draft(ContentErased(letters=tuple((row.number, row.revision) for row in rows)))
 
     def _withdraw(self) -> Draft:
         return self._about(MessageWithdrawn(by="walker"))
@@ -203,3 +220,9 @@ class Walker:
     def _retain(self) -> Draft:
         cursor = self.connection.execute("select seq from cursors").fetchone()
         return Draft(RetentionPassed(before=self.chance.randint(1, (cursor[0] if cursor else 0) + 2)))
+
+
+def _with_letters(drafts: tuple[Draft, ...], whole: bool = False) -> Request:
+    """A request in which new content has its letter beside it."""
+    beside = {at: LETTER for at, draft in enumerate(drafts) if isinstance(draft.fact, MessageAccepted | MessageRevised)}
+    return Request(drafts, beside, whole)
