@@ -29,7 +29,7 @@ from msgspec import Struct, structs
 
 from events.account import IMPLICIT_TLS_PORT, TlsMode
 
-from .network import Network
+from .network import Network, ca_file_fault
 from .smtp.auth import CLEAR_PREFERENCE, ENCRYPTED_PREFERENCE, redacted
 from .smtp.engine import STAGES, Engine, Event, Replied, Stage, State
 from .smtp.reply import TEXT_CHARACTERS_MAX, Reply
@@ -277,10 +277,12 @@ class Connection:
         self.tls, self.verified = True, check
 
     def _context(self, check: bool) -> ssl.SSLContext:
+        ca_file = self._relay.tls_ca_file
         try:
-            return self._network.tls_context(verify=check, ca_file=self._relay.tls_ca_file)
-        except OSError as error:
-            raise RelayTrouble("ca_file", f"tls_ca_file {self._relay.tls_ca_file} cannot be used: {error}") from error
+            return self._network.tls_context(verify=check, ca_file=ca_file)
+        except (OSError, ValueError) as error:
+            fault = ca_file_fault(ca_file) if ca_file else None
+            raise RelayTrouble("ca_file", f"tls_ca_file {ca_file} cannot be used: {fault or error}") from error
 
     @contextmanager
     def _tls_errors(self) -> Iterator[None]:

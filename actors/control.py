@@ -40,6 +40,7 @@ from store.worklists import STEP, asked_messages, dispatch_row, waiting_numbers
 from store.writer import Declined
 
 from .bulk import STATES, Moment, decide, resolved
+from .network import ca_file_fault
 
 logger = logging.getLogger("letterbook.control")
 
@@ -292,6 +293,8 @@ class ControlActor:
 
     async def _save(self, account: payloads.Account, by: str) -> Answer:
         """What stands already as it is asked for needs no fact: so a start records `[smtp]` only where it differs."""
+        if account.tls_ca_file and (fault := ca_file_fault(account.tls_ca_file)):
+            raise Refused(f"tls_ca_file cannot be used: {fault}: name a file with the authority's certificate")
         for _ in range(ROUNDS_MAX):
             row = await self._store.read(reading.account, account.id)
             stored = await self._credentials(row)

@@ -7,6 +7,7 @@ BrokenResourceError from the streams.
 
 import socket
 import ssl
+from pathlib import Path
 from typing import Protocol
 
 import anyio
@@ -16,6 +17,10 @@ from anyio.streams.tls import TLSStream
 
 HAPPY_EYEBALLS_SECONDS = 0.25
 """RFC 8305 section 5 recommends 250 ms before the next address of a host is tried beside the first."""
+
+
+CA_FILE_BYTES_MAX = 10_000_000
+"""All authorities of a system are a quarter of a megabyte; what is larger was named by mistake, and is read at once."""
 
 
 class Network(Protocol):
@@ -70,8 +75,27 @@ class TrioNetwork:
 def make_context(*, verify: bool, ca_file: str | None) -> ssl.SSLContext:
     """TLS 1.2 or newer (the default since Python 3.10); OSError or ssl.SSLError where the file cannot be used."""
     if verify:
+        _refuse_endless(ca_file)
         return ssl.create_default_context(cafile=ca_file)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _refuse_endless(ca_file: str | None) -> None:
+    """OpenSSL reads whatever it is given to the end: of a pipe or a device there is none."""
+    path = Path(ca_file) if ca_file else None
+    if path and path.exists() and (not path.is_file() or path.stat().st_size > CA_FILE_BYTES_MAX):
+        raise OSError(f"it is no file, or larger than {CA_FILE_BYTES_MAX:,} bytes")
+
+
+def ca_file_fault(ca_file: str) -> str | None:
+    """What is wrong with a file of authorities, or None where certificates can be held against it."""
+    try:
+        make_context(verify=True, ca_file=ca_file)
+    except ssl.SSLError:
+        return "it holds no certificate in PEM"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None

@@ -1,13 +1,16 @@
 """Control: what is asked for is on disk before it is answered, and stops what it says it stops."""
 
+import os
 from contextlib import asynccontextmanager
 from functools import partial
 
 import msgspec
 import pytest
 import trio
+import trustme
 
 from actors.control import STEP, Credentials, run_control, save_account, tls_mode
+from actors.network import ca_file_fault
 from actors.retention import Retention
 from events.attempt import AttemptStarted
 from events.commands import (
@@ -370,3 +373,41 @@ async def test_a_store_that_stops_is_unavailable_and_a_crash_drops_its_command(t
         send.close()
         await run_control(receive, store, [], nothing, max_age_us=HOUR_US)
         assert isinstance(await reply.get(), Unavailable)
+
+
+# Files of authorities
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.pem", None, "No such file or directory"),
+        ("empty.pem", "", "it holds no certificate in PEM"),
+        ("words.pem", "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n", "it holds no certificate in PEM"),
+        (".", None, "it is no file"),
+        ("a\0b", None, "embedded null"),
+    ],
+)
+async def test_a_file_of_authorities_that_cannot_be_used_is_refused_when_it_is_named(
+    name, content, words, folder, tmp_path, autojump_clock
+):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    async with controlling(folder) as (store, ask):
+        refused = await ask(SaveAccount(account(tls_ca_file=f"{tmp_path}/{name}")))
+        assert isinstance(refused, Refused) and refused.status == 400
+        assert refused.sentence.startswith("tls_ca_file cannot be used: ") and words in refused.sentence
+        assert not await kinds(store)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "pipe"])
+def test_a_file_of_authorities_without_an_end_is_not_read(name, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is no file" in (ca_file_fault(str(tmp_path / name)) or "")
+
+
+async def test_a_file_of_authorities_that_can_be_used_is_taken(folder, tmp_path, autojump_clock):
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with controlling(folder) as (store, ask):
+        assert await ask(SaveAccount(account(tls_ca_file=str(tmp_path / "ca.pem")))) == {"ok": True}
+        assert await kinds(store) == ["AccountSaved"]
