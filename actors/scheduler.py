@@ -28,6 +28,7 @@ Everything here is synchronous and touches nothing; `actors/delivery.py` is the 
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import nsmallest
 from itertools import islice
 
 from msgspec import Struct
@@ -65,6 +66,10 @@ from store.views.messages import RETRIABLE
 
 WINDOW_MAX = 100
 """Messages kept an account and priority: three times the connections there are, so a refill is rarely waited for."""
+
+REFILLS_MAX = 16
+"""Windows of one refill, those first that were read longest ago: with all of some hundred accounts' it would hold the
+loop for as long as it takes to take them in, and a reader for a fifth of a second."""
 
 REFILL_BELOW = 40
 """A window that is incomplete is read again when fewer are left: what is left lasts while the read is under way."""
@@ -124,6 +129,11 @@ class _Window:
     def wants_refill(self) -> bool:
         return self.unknown_at > self.as_of or (not self.complete and len(self.order) < REFILL_BELOW)
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing of it waits, as far as anybody knows."""
+        return self.complete and not self.order and self.unknown_at <= self.as_of
+
     def add(self, item: QueueRow) -> int | None:
         """Put a message in its place; returns the number that has no room, which may be its own."""
         key = (item.due_us, item.number)
@@ -154,10 +164,10 @@ class _Window:
 class _Account:
     """An account's windows, how much of it is offered or busy, and what keeps it from being offered."""
 
-    __slots__ = ("barrier", "blocked", "blocked_until_us", "busy", "offered", "row", "windows")
+    __slots__ = ("barrier", "blocked", "blocked_until_us", "busy", "offered", "relay", "row", "windows")
 
     def __init__(self, row: AccountRow, complete: bool, as_of: int) -> None:
-        self.row = row
+        self.take(row)
         self.windows = tuple(_Window(complete, as_of) for _ in PRIORITIES)
         self.offered = 0
         self.busy = 0
@@ -165,9 +175,14 @@ class _Account:
         self.blocked = False
         self.blocked_until_us: int | None = None
 
-    @property
-    def idle(self) -> bool:
-        return not any(window.order or window.wants_refill or not window.complete for window in self.windows)
+    def take(self, row: AccountRow) -> None:
+        """Be as this row says."""
+        self.row = row
+        self.relay = row.relay
+
+    def live_windows(self) -> list[tuple[int, _Window]]:
+        """(priority, window) of those in which something waits, or may wait."""
+        return [(priority, window) for priority, window in enumerate(self.windows) if not window.bare]
 
 
 Heads = Iterator[tuple[int, QueueRow]]
@@ -293,7 +308,7 @@ class Scheduler:
         if known is None:
             self._accounts[number] = _Account(row, True, entry.seq)
             return
-        known.row = row
+        known.take(row)
         if not isinstance(entry.fact, AccountThrottled):
             known.blocked = False
 
@@ -302,7 +317,7 @@ class Scheduler:
         for known in self._accounts.values():
             known.blocked = False
             if known.row.throttled_until_us is not None:
-                known.row = replace(known.row, throttled_until_us=None)
+                known.take(replace(known.row, throttled_until_us=None))
 
     # Windows
 
@@ -483,31 +498,34 @@ class Scheduler:
         if now_us < self._rest_until_us:
             return Plan((), {}, (), self._rest_until_us)
         demand: dict[int, Wanted] = {}
-        refills: list[tuple[int, int]] = []
+        refills: list[tuple[int, int, int]] = []
         wakes: list[int] = []
         offers: list[Offer] = []
         for number, known in list(self._live.items()):
-            if known.idle:
+            windows = known.live_windows()
+            if not windows:
                 del self._live[number]
-            if known.idle or known.row.removed:
+            if not windows or known.row.removed:
                 continue
-            refills += [(number, each) for each in PRIORITIES if known.windows[each].wants_refill]
-            if self._may_go(known, now_us, wakes):
-                self._want(known, now_us, demand, wakes)
+            refills += [(each.as_of, number, priority) for priority, each in windows if each.wants_refill]
+            reason = self._why(known, now_us)
+            if self._may_go(known, reason, now_us, wakes):
+                if not self._want(known, windows, now_us, demand, wakes):
+                    continue
                 if (free := credit(number) - known.offered) <= 0:
                     self._hungry.add(number)
                 else:
                     first, others = (self._heads(known, now_us, each) for each in (PRIORITIES[:1], PRIORITIES[1:]))
                     offers.append((number, free, first, others))
-            elif self._probes(known, now_us):
-                self._want(known, now_us, demand, wakes)
-        if self._refilling:
-            refills.clear()
-        return Plan(tuple(self._choose(offers)), demand, tuple(refills), min(wakes, default=None))
+            elif reason is not None and reason.reason == "relay_unreachable":
+                # That is how the relay is found again.
+                self._want(known, windows, now_us, demand, wakes)
+        # One at a time; an account that wants one again and again does not keep the others from theirs.
+        asked = () if self._refilling else tuple(each[1:] for each in nsmallest(REFILLS_MAX, refills))
+        return Plan(tuple(self._choose(offers)), demand, asked, min(wakes, default=None))
 
-    def _may_go(self, known: _Account, now_us: int, wakes: list[int]) -> bool:
+    def _may_go(self, known: _Account, reason: WaitingFor | None, now_us: int, wakes: list[int]) -> bool:
         """Whether nothing keeps the account's mail; a moment at which that may change is noted."""
-        reason = self._why(known, now_us)
         if reason:
             if reason.until_us is not None and reason.until_us > now_us:
                 wakes.append(reason.until_us)
@@ -521,20 +539,30 @@ class Scheduler:
             self._barrier = min(self._barrier, known.barrier)
         return not known.blocked and self.position >= known.barrier
 
-    def _probes(self, known: _Account, now_us: int) -> bool:
-        """An account that only its relay keeps still wants a connection: that is how the relay is found again."""
-        reason = self._why(known, now_us)
-        return reason is not None and reason.reason == "relay_unreachable"
-
     def _why(self, known: _Account, now_us: int) -> WaitingFor | None:
-        return why_account(known.row, self._relays.get(known.row.relay), self._dispatch, now_us, self._disk_low)
+        return why_account(known.row, self._relays.get(known.relay), self._dispatch, now_us, self._disk_low)
 
-    def _want(self, known: _Account, now_us: int, demand: dict[int, Wanted], wakes: list[int]) -> None:
-        wakes += [due_us for window in known.windows if (due_us := _next_due(window, now_us))]
-        due = [bisect_left(window.order, (now_us + 1, 0)) for window in known.windows]
+    def _want(
+        self,
+        known: _Account,
+        windows: Sequence[tuple[int, _Window]],
+        now_us: int,
+        demand: dict[int, Wanted],
+        wakes: list[int],
+    ) -> bool:
+        """Note how many connections the account could use, and when its next message is due; whether one is now."""
+        due = immediate = 0
+        for priority, window in windows:
+            now = bisect_left(window.order, (now_us + 1, 0))
+            due += now
+            if priority == IMMEDIATE:
+                immediate = now
+            if now < len(window.order):
+                wakes.append(window.order[now][0])
         # What is granted is counted twice until its attempt has begun: a connection too many is wanted for a moment.
-        if connections := sum(due) + known.busy:
-            demand[known.row.number] = Wanted(connections, bool(due[IMMEDIATE]))
+        if connections := due + known.busy:
+            demand[known.row.number] = Wanted(connections, immediate > 0)
+        return due > 0
 
     def _heads(self, known: _Account, now_us: int, priorities: range) -> Heads:
         for priority in priorities:
@@ -584,9 +612,3 @@ class Scheduler:
             chosen.append(candidate)
         known.offered += len(chosen) - before
         return len(chosen) - before
-
-
-def _next_due(window: _Window, now_us: int) -> int | None:
-    """When the next message of a window will be due; those due already need no waking."""
-    later = bisect_left(window.order, (now_us + 1, 0))
-    return window.order[later][0] if later < len(window.order) else None

@@ -36,6 +36,9 @@ SLOTS = "select second, n from slots where account = ? and second > ? order by s
 SECRET = "select sealed from secrets where name = ?"
 
 
+ONLY = ALL_OF[1]
+"""Whom the first attempt for a single recipient is for: nearly every message that waits is such a one."""
+
 NEVER_US = 2**62
 """A moment beyond all others."""
 
@@ -89,6 +92,8 @@ def _queue(connection: sqlite3.Connection, account: int, priority: int, limit: i
     rows = connection.execute(QUEUE, (account, priority, limit))
     return [
         QueueRow(number, due_us, revision, *_next_recipients(digests, recipients), expires_us)
+        if recipients or " " in digests
+        else QueueRow(number, due_us, revision, ONLY, False, expires_us)
         for number, due_us, revision, digests, recipients, expires_us in rows
     ]
 

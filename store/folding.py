@@ -26,7 +26,7 @@ from events.message import MessageRevised, RetentionPassed
 from events.wire import KINDS
 
 from .views import MESSAGES, ROW_VIEWS
-from .views.counts import DAY_S, ResultRow, due_steps, result_of, slot_of, total_steps
+from .views.counts import DAY_MINUTES, DAY_S, HOUR_MINUTES, ResultRow, due_steps, result_of, slot_of, total_steps
 from .views.messages import MessageRow
 from .views.rows import Key, View
 
@@ -91,11 +91,16 @@ _ADD_TOTAL = (
     "insert into totals (account, state, n) values (?, ?, ?)"
     " on conflict (account, state) do update set n = n + excluded.n"
 )
-_ADD_DUE = (
-    "insert into due_minutes (account, minute, n) values (?, ?, ?)"
-    " on conflict (account, minute) do update set n = n + excluded.n"
+_DUES = tuple(
+    (
+        minutes,
+        f"insert into due_{unit}s values (?, ?, ?) on conflict (account, {unit}) do update set n = n + excluded.n",
+        f"delete from due_{unit}s where account = ? and {unit} = ? and n = 0",
+    )
+    for unit, minutes in (("minute", 1), ("hour", HOUR_MINUTES), ("day", DAY_MINUTES))
 )
-_DROP_EMPTY_MINUTES = "delete from due_minutes where account = ? and minute = ? and n = 0"
+"""For minutes, and their sums by hours and days: how long each is, how it is added to, and how an empty one goes."""
+
 _ADD_SLOT = (
     "insert into slots (account, slot, second, n) values (?, ?, ?, ?) on conflict (account, slot) do update"
     " set n = case when second = excluded.second then n + excluded.n else excluded.n end, second = excluded.second"
@@ -279,7 +284,7 @@ class Folding:
             self._results.clear()
         if self._retention:
             self._delete_retained()
-        self._shrink()
+        self.shrink()
 
     def _flush_rows(self, view: View[Any], dirty: Iterable[Key]) -> None:
         rows = self._rows[view.name]
@@ -317,17 +322,22 @@ class Folding:
     def _flush_counts(self) -> None:
         if totals := [(account, state, n) for (account, state), n in self._totals.items() if n]:
             self._connection.executemany(_ADD_TOTAL, totals)
-        if dues := [(account, minute, n) for (account, minute), n in self._dues.items() if n]:
-            self._connection.executemany(_ADD_DUE, dues)
-            self._connection.executemany(_DROP_EMPTY_MINUTES, [due[:2] for due in dues if due[2] < 0])
+        for minutes, add, drop_empty in _DUES if self._dues else ():
+            dues: dict[tuple[int, int], int] = defaultdict(int)
+            for (account, minute), n in self._dues.items():
+                dues[account, minute // minutes] += n
+            if changed := [(account, at, n) for (account, at), n in dues.items() if n]:
+                self._connection.executemany(add, changed)
+                self._connection.executemany(drop_empty, [each[:2] for each in changed if each[2] < 0])
         if slots := [(account, second % DAY_S, second, n) for (account, second), n in self._slots.items() if n]:
             self._connection.executemany(_ADD_SLOT, slots)
         self._totals.clear()
         self._dues.clear()
         self._slots.clear()
 
-    def _shrink(self) -> None:
-        """Keep memory bounded: open attempts are as few as connections, and of messages the recent ones are kept."""
+    def shrink(self) -> None:
+        """Keep memory bounded: open attempts are as few as connections, and of messages the recent ones are kept. Also
+        after a turn that wrote nothing: what was refused has been read."""
         messages = self._rows["messages"]
         if len(messages) > ROWS_KEPT_MAX:
             messages.clear()

@@ -25,7 +25,7 @@ from . import sql
 from .beside import secret_name
 from .results_text import Replies, states_of
 from .views.accounts import AccountRow, RelayRow
-from .views.counts import MINUTE_US, ResultRow
+from .views.counts import DAY_MINUTES, HOUR_MINUTES, MINUTE_US, ResultRow
 from .views.dispatch import ACTIVE, DispatchRow
 from .views.messages import MESSAGES, MessageRow
 
@@ -43,6 +43,9 @@ CONTENT_BYTES_MAX = 16_000_000
 
 TIMELINE_FACTS_MAX = 10_000
 """Facts of one message: one with a hundred recipients that is retried for five days has some hundreds."""
+
+NEVER = 2**62
+"""A day beyond all others."""
 
 STATES_OF_STATUS: dict[str, tuple[str, ...]] = {
     "sent": ("sent",),
@@ -397,10 +400,16 @@ def open_messages(connection: sqlite3.Connection) -> int:
 def _later(connection: sqlite3.Connection, now_us: int) -> dict[int, int]:
     """How many waiting messages of each account are due later than now."""
     minute = now_us // MINUTE_US
-    values = {"minute": minute, "now": now_us, "end": (minute + 1) * MINUTE_US}
-    later = dict(connection.execute(sql.DUE_LATER, {"minute": minute}).fetchall())
-    for number, n in connection.execute(sql.DUE_THIS_MINUTE, values):
-        later[number] = later.get(number, 0) + n
+    hour, day = minute // HOUR_MINUTES, minute // DAY_MINUTES
+    later: dict[int, int] = {}
+    for statement, values in (
+        (sql.DUE_ON_LATER_DAYS, {"day": day, "end": NEVER}),
+        (sql.DUE_IN_LATER_HOURS, {"hour": hour, "end": (day + 1) * DAY_MINUTES // HOUR_MINUTES}),
+        (sql.DUE_IN_LATER_MINUTES, {"minute": minute, "end": (hour + 1) * HOUR_MINUTES}),
+        (sql.DUE_THIS_MINUTE, {"minute": minute, "now": now_us, "end": (minute + 1) * MINUTE_US}),
+    ):
+        for number, n in connection.execute(statement, values):
+            later[number] = later.get(number, 0) + n
     return later
 
 

@@ -13,11 +13,13 @@ from msgspec import Struct
 from sqlite_utils import Database, Migrations
 
 from .views import ROW_VIEWS
-from .views.counts import DueMinuteRow, ResultRow, SlotRow, TotalRow
+from .views.counts import DueDayRow, DueHourRow, DueMinuteRow, ResultRow, SlotRow, TotalRow
 
 DERIVED: dict[str, tuple[type[Struct], tuple[str, ...], int]] = {
     "totals": (TotalRow, ("account", "state"), 1),
     "due_minutes": (DueMinuteRow, ("account", "minute"), 1),
+    "due_hours": (DueHourRow, ("account", "hour"), 1),
+    "due_days": (DueDayRow, ("account", "day"), 1),
     "slots": (SlotRow, ("account", "slot"), 1),
     "results": (ResultRow, ("seq",), 1),
 }

@@ -158,11 +158,20 @@ TOTALS = "select state, sum(n) from totals group by state"
 WAITING_BY_ACCOUNT = "select account, n from totals where state = 'waiting' and n > 0"
 """How many messages of each account wait."""
 
-DUE_LATER = (
-    "select t.account, sum(d.n) from totals t cross join due_minutes d on d.account = t.account and d.minute > :minute"
+_DUE_LATER = (
+    "select t.account, sum(d.n) from totals t cross join due_{0}s d"
+    " on d.account = t.account and d.{0} > :{0} and d.{0} < :end"
     " where t.state = 'waiting' and t.n > 0 group by t.account"
 )
-"""How many messages of each account are due after the minute that is running: a range of due_minutes an account."""
+
+DUE_ON_LATER_DAYS = _DUE_LATER.format("day")
+"""How many messages of each account are due after today: a range of due_days an account."""
+
+DUE_IN_LATER_HOURS = _DUE_LATER.format("hour")
+"""How many are due today, after the running hour."""
+
+DUE_IN_LATER_MINUTES = _DUE_LATER.format("minute")
+"""How many are due in the running hour, after the running minute."""
 
 DUE_THIS_MINUTE = (
     "select t.account, count(*) from totals t"

@@ -274,6 +274,7 @@ class Writer:
     def _write(self, turn: _Turn) -> bytes:
         """Write the turn's rows, a statement a table; the commit's hash."""
         if not turn.rows:
+            self._folding.shrink()
             return self._hash
         run = self.connection.executemany
         run(_APPEND, turn.rows)

@@ -10,7 +10,7 @@ from .reports import CURSORS, REPORTED_AT, TOKENS
 from .rows import View
 
 ROW_VIEWS: tuple[View[Any], ...] = (MESSAGES, ATTEMPTS, ACCOUNTS, RELAYS, DISPATCH, CURSORS, REPORTED_AT, TOKENS)
-"""Views folded row by row; the derived ones (totals, due_minutes, slots, results) are in `counts`."""
+"""Views folded row by row; the derived ones (totals, due_minutes and its sums, slots, results) are in `counts`."""
 
 __all__ = [
     "ACCOUNTS",

@@ -22,6 +22,7 @@ NOBODY = 0
 """The account of messages without one (rejected at the door)."""
 
 MINUTE_US = 60_000_000
+HOUR_MINUTES, DAY_MINUTES = 60, 1_440
 DAY_S = 86_400
 
 
@@ -38,6 +39,23 @@ class DueMinuteRow(Struct, frozen=True):
 
     account: int
     minute: int
+    n: int
+
+
+class DueHourRow(Struct, frozen=True):
+    """The same within an hour: what is due later is counted by days, then hours, then minutes, so in a hundred rows an
+    account, however far apart the moments are."""
+
+    account: int
+    hour: int
+    n: int
+
+
+class DueDayRow(Struct, frozen=True):
+    """The same within a day."""
+
+    account: int
+    day: int
     n: int
 
 

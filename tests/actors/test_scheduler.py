@@ -1,12 +1,15 @@
 """The scheduler by itself: facts in, plans out, at exact moments."""
 
+import gc
+import sys
 from collections.abc import Iterable
+from types import FunctionType, ModuleType
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.scheduler import REFILL_BELOW, WINDOW_MAX, Candidate, Plan, Scheduler
+from actors.scheduler import REFILL_BELOW, REFILLS_MAX, WINDOW_MAX, Candidate, Plan, Scheduler
 from events.account import (
     AccountPaused,
     AccountRemoved,
@@ -31,6 +34,7 @@ from events.schedule import DispatchActivated, DispatchSuspended
 from events.service import ClockStepped, ServiceStarted
 from events.values import Outcome
 from store.dispatching import QueueRow, UnitState
+from store.views import ACCOUNTS
 from store.views.dispatch import ACTIVE
 
 NOW_US = 1_700_000_000_000_000
@@ -576,3 +580,61 @@ def test_an_account_without_mail_costs_a_plan_nothing():
     given.accept(7)
     given.plan()
     assert list(given.scheduler._live) == [7]
+
+
+# Many
+
+
+def saved(number: int) -> Entry:
+    return Entry(number, NOW_US, None, number, AccountSaved(id=f"a{number}", host="h", port=25, credentials="c"))
+
+
+def test_a_refill_is_of_few_windows_and_every_window_has_its_turn():
+    """An account that wants one after each does not keep the others from theirs."""
+    scheduler, accounts = Scheduler(), 50
+    rows = tuple(ACCOUNTS.evolve(None, saved(number)) for number in range(1, accounts + 1))
+    scheduler.start(UnitState(accounts, rows, (), ACTIVE, frozenset(range(1, accounts + 1))))
+    read: list[tuple[int, int]] = []
+    for seq in range(accounts + 1, 3 * accounts):
+        refills = scheduler.plan(NOW_US, lambda account: 0).refills
+        assert len(refills) <= REFILLS_MAX
+        read += refills
+        scheduler.refilling(refills)
+        # The first account's windows come back full but for a moment: they are wanted again at once.
+        again = [QueueRow(number, NOW_US, number, (0,)) for number in range(WINDOW_MAX)]
+        scheduler.refilled(seq, [again if account == 1 else () for account, _ in refills])
+        for number in range(WINDOW_MAX):
+            scheduler.fold(Entry(seq, NOW_US, number, 1, MessageWithdrawn()))
+    assert set(read) == {(account, priority) for account in range(1, accounts + 1) for priority in range(4)}
+
+
+def reachable_bytes(root: object) -> int:
+    """The size of everything that hangs on an object, but for classes and the program's own."""
+    seen: set[int] = set()
+    left, size = [root], 0
+    while left:
+        each = left.pop()
+        if id(each) in seen or isinstance(each, type | ModuleType | FunctionType):
+            continue
+        seen.add(id(each))
+        size += sys.getsizeof(each)
+        left += gc.get_referents(each)
+    return size
+
+
+def bytes_after(messages: int) -> int:
+    """What the scheduler needs when so many messages wait, some due and most of them later, and as many have gone."""
+    scheduler, accounts = Scheduler(), 4
+    for number in range(1, accounts + 1):
+        scheduler.fold(saved(number))
+    for seq in range(accounts + 1, accounts + 1 + 2 * messages):
+        fact = accepted(seq % 3, NOW_US + seq % 7 * seq * SECOND_US, 1)
+        scheduler.fold(Entry(seq, NOW_US, seq, 1 + seq % accounts, fact))
+        if seq % 2:
+            scheduler.fold(Entry(seq, NOW_US, seq - 1, 1 + seq % accounts, MessageWithdrawn()))
+    scheduler.plan(NOW_US, lambda account: 0)
+    return reachable_bytes(scheduler)
+
+
+def test_the_scheduler_remembers_no_more_of_twenty_times_the_mail():
+    assert bytes_after(20_000) <= bytes_after(1_000) * 1.5
