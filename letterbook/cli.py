@@ -7,13 +7,14 @@ import click
 
 from .auditing_commands import at, rebuild, verify
 from .client_commands import cleanup, send, tail
+from .health import health
 from .log_command import log
 from .operating_commands import bulk, resolve
 from .reading_commands import accounts, deferred, held, pending, results, show
 from .service_commands import check_config, demo, serve
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
-    "Run": (serve, demo, check_config),
+    "Run": (serve, demo, check_config, health),
     "Send and watch": (send, tail),
     "Look, at a running or a stopped service": (log, show, pending, deferred, held, results, accounts),
     "Decide": (resolve, bulk),

@@ -13,7 +13,7 @@ import trio_websocket
 from gateway.settings import CLI_AGENT
 
 from .failures import Failure
-from .sources import configured
+from .sources import address, configured
 
 ANSWER_MARGIN_S = 30.0
 """The service answers send-message after send_wait_seconds; it has this much longer to say so."""
@@ -31,9 +31,6 @@ PARTING_S = 2.0
 FRAME_BYTES_MAX = 16_000_000
 """A frame holds at most 256 KB, or one fact that is larger: with 10,000 recipients, and their addresses joined."""
 
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""What a service listens on, and where it is then found."""
-
 
 class Target(NamedTuple):
     """A service: its address, and the headers that let one in."""
@@ -47,12 +44,7 @@ def find_target(config_path: Path | None, url: str | None) -> Target:
     """The service of a configuration, at another address if that is given. Raises ConfigError, and Failure."""
     config = configured(config_path)
     headers = {"X-API-Token": str(config.server.api_token)} if config.server.api_token else {}
-    if url is None:
-        if not config.server.port:
-            raise Failure("[server] port = 0 leaves the port open: say where the service listens by --url")
-        host = EVERYWHERE.get(config.server.host, config.server.host)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
-    return Target(url.rstrip("/"), headers, config.delivery.send_wait_seconds)
+    return Target((url or address(config)).rstrip("/"), headers, config.delivery.send_wait_seconds)
 
 
 def post(target: Target, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from .failures import one_line
+from .failures import Failure, one_line
 
 if TYPE_CHECKING:
     from gateway.lists import Look
@@ -23,6 +23,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULT_CONFIG = Path("config.ini")
 
 MEGABYTE = 1_000_000
+
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""What a service listens on, and where it is then found."""
 
 
 class Source(NamedTuple):
@@ -67,6 +70,14 @@ def configured(config_path: Path | None) -> "Config":
     if config_path is None and DEFAULT_CONFIG.is_file():
         config_path = DEFAULT_CONFIG
     return load(config_path, os.environ)
+
+
+def address(config: "Config") -> str:
+    """Where a running service of this configuration is found. Raises Failure."""
+    if not config.server.port:
+        raise Failure("[server] port = 0 leaves the port open: say where the service listens by --url")
+    host = EVERYWHERE.get(config.server.host, config.server.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
 
 
 def find_source(config_path: Path | None, db: Path | None) -> Source:

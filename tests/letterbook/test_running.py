@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 import trio
 from click.testing import CliRunner
 
+from gateway.metrics import GAUGES, LABELLED
 from letterbook.capture import CaptureRelay
 from letterbook.cli import main
 from store.files import mark_path
@@ -157,6 +159,10 @@ def run_here(*arguments: object) -> str:
     return result.stdout
 
 
+ONLY_AT_TIMES = {"log_bytes_per_day", "disk_days_left"}
+"""Metrics that a service gives only once it has grown for a while."""
+
+
 def test_the_lists_are_those_of_the_http_api_while_the_service_runs(service, tmp_path):
     _, url = service
     with httpx.Client(base_url=url, headers={"X-API-Token": "s3cret"}, trust_env=False) as client:
@@ -170,7 +176,9 @@ def test_the_lists_are_those_of_the_http_api_while_the_service_runs(service, tmp
         assert json.loads(run_here("at", 6, "results", "--json", *source)) == client.get("/audit/at", params=at).json()
         message = client.get("/results").json()["results"][0]["id"]
         found = client.get(f"/messages/{message}").json()
+        shown = client.get("/metrics").text
     assert json.loads(run_here("show", message, "--json", *source)) == found
+    assert not [name for name in {*GAUGES, *LABELLED} - ONLY_AT_TIMES if f"\n# TYPE letterbook_{name} " not in shown]
     assert "in use by the process" in run("rebuild", cwd=tmp_path, code=1).stderr
     assert "are as they were written" in run_here("verify", *source)
     assert run_here("rebuild", "--check", *source) == "The views are what the log gives.\n"
@@ -193,6 +201,25 @@ def test_tail_shows_every_fact_once_across_a_restart_and_ends_cleanly(tmp_path, 
     finally:
         tail.close()
         process.close()
+
+
+def test_a_service_manager_is_told_when_it_listens_and_when_it_stops(tmp_path, relay):
+    configure(tmp_path, relay)
+    # In the kernel's own space: a path in a deep folder would be longer than an address may be.
+    name = f"letterbook-test-{os.getpid()}-{tmp_path.name}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}")
+        manager.settimeout(END_S)
+        process = Process("serve", cwd=tmp_path, err=True, NOTIFY_SOCKET=f"@{name}")
+        try:
+            assert manager.recv(100) == b"READY=1"
+            address = re.search(r"http://[^\"]+", process.line("listening on"))
+            assert run("health", "--ready", "--url", address[0], cwd=tmp_path).stdout == "ready\n"
+            code, _ = process.end()
+            assert (code, manager.recv(100)) == (0, b"STOPPING=1")
+        finally:
+            process.close()
+    assert "is the service running?" in run("health", "--url", address[0], cwd=tmp_path, code=1).stderr
 
 
 def test_a_second_service_on_the_same_log_names_the_first(service, tmp_path):

@@ -1,70 +1,65 @@
 """The built wheel, from an empty folder: what is missing in it is found here and not by whoever installs it.
 
-It is built without isolation and its dependencies are lent by this environment, so no network is needed.
+It is built and installed by the steps of the Dockerfile. Its dependencies are lent by this environment.
 """
 
 import os
-import shutil
 import subprocess
-import sys
 import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.house.source import PACKAGES, ROOT
 
-FILES_BESIDE = ("pyproject.toml", "README.md", "LICENSE")
+from . import dockerfile
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    # PYTHONPATH would let the checkout answer for the wheel.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LETTERBOOK_"))}
     return subprocess.run(
-        command, cwd=cwd, env=environment | environ, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env=clean_environment() | environ, capture_output=True, text=True, timeout=120, check=False
     )
 
 
+def clean_environment() -> dict[str, str]:
+    """PYTHONPATH would let the checkout answer for the wheel."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LETTERBOOK_"))}
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: setuptools leaves a folder `build` behind, and what lies there would get into the next."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in FILES_BESIDE:
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, source)
-    (source / "tests").mkdir()
-    (source / "tests" / "__init__.py").touch()
-    built = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source, cwd=out)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = out.glob("letterbook-*.whl")
+def image(tmp_path_factory) -> Path:
+    """What stands for / after the first stage of the Dockerfile.
+
+    A path file adds this environment's packages behind the image's own, all but the checkout's: so pip finds what the
+    wheel needs, and no network is asked.
+    """
+    root, lent = tmp_path_factory.mktemp("image"), tmp_path_factory.mktemp("lent")
+    for folder in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}):
+        for path in Path(folder).iterdir():
+            if "letterbook" not in path.name:
+                (lent / path.name).symlink_to(path)
+
+    def lend(command: str) -> None:
+        if " -m venv " in command:
+            home = root / "opt" / "letterbook"
+            packages = sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)})
+            (Path(packages) / "lent.pth").write_text(f"{lent}\n")
+
+    dockerfile.build(root, clean_environment(), lend)
+    return root
+
+
+@pytest.fixture(scope="module")
+def wheel(image) -> Path:
+    (path,) = (image / "wheel").glob("letterbook-*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Path:
-    """The folder of the commands in an environment that holds the wheel alone.
-
-    The path file adds this environment's packages behind; as the last folder of a path it reads no path files of
-    its own, so the editable install of the checkout stays out.
-    """
-    home = tmp_path_factory.mktemp("environment")
-    venv.create(home, with_pip=False, symlinks=True)
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
-    lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (packages / "lent.pth").write_text("".join(f"{folder}\n" for folder in sorted(lent)))
-    python = home / "bin" / "python"
-    done = run(
-        *(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"),
-        *("--ignore-installed", wheel),
-        cwd=home,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return home / "bin"
+def installed(image) -> Path:
+    """The folder of the commands in the environment that the image has."""
+    return image / "opt" / "letterbook" / "bin"
 
 
 def test_it_holds_every_file_of_the_five_packages_and_nothing_else(wheel):
@@ -106,16 +101,18 @@ def test_serve_refuses_a_bad_configuration_with_one_line(installed, tmp_path):
 
 
 def test_serve_from_an_empty_folder_answers_and_stops(installed, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LETTERBOOK_"))}
-    command = [installed / "letterbook", "serve"]
+    command, environ = [installed / "letterbook", "serve"], {"LETTERBOOK_SERVER_PORT": "0"}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment | {"LETTERBOOK_SERVER_PORT": "0"}, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env=clean_environment() | environ, stderr=subprocess.PIPE, text=True
     )
     try:
         # Reading waits for the line, and ends with the process if it never comes.
         line = next((line for line in process.stderr if "listening on " in line), "")
         assert line, "it ended before it listened"
-        assert httpx.get(line.split("listening on ")[1].strip() + "/health", trust_env=False).json() == {"status": "ok"}
+        url = line.split("listening on ")[1].strip()
+        for asked, answer in (((), "ok\n"), (("--ready",), "ready\n")):
+            said = run(installed / "letterbook", "health", *asked, "--url", url, cwd=tmp_path)
+            assert (said.returncode, said.stdout) == (0, answer), said.stderr
         process.terminate()
         assert process.wait(30) == 0
     finally:
