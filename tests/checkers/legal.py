@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountSaved
 from events.attempt import AttemptStarted
 from events.lifecycle import Refusal
-from events.message import MessageAccepted, MessageRevised
+from events.message import MessageAccepted, MessageRequeued, MessageRevised
 from events.schedule import DispatchActivated, DispatchSuspended
 from tests.simulation.observed import Asked, Observed
 
@@ -46,7 +46,9 @@ def _starts(observed: Observed) -> Iterator[str]:
                 yield f"attempt {entry.seq} started while dispatch was suspended"
             case AttemptStarted() if entry.account in paused:
                 yield f"attempt {entry.seq} started while its account {entry.account} was paused"
-            case AttemptStarted() | MessageAccepted() | MessageRevised() if entry.account not in living:
+            case AttemptStarted() | MessageAccepted() | MessageRevised() | MessageRequeued() if (
+                entry.account not in living
+            ):
                 yield f"{entry.kind} {entry.seq} is for account {entry.account}, which does not live"
 
 

@@ -234,6 +234,10 @@ class Run:
                 self._skew_s += step.payload["by_s"]
                 self._observed.jumps.append((trio.current_time(), step.payload["by_s"]))
                 self._observed.tell("clock", f"jumps by {step.payload['by_s']} s")
+            case "resolve held":
+                listed = await self._clients.ask("listHeld", {})
+                for row in (listed.answer or {}).get("held", ()):
+                    await self._clients.act(Step(0, "resolveMessage", {"id": row["id"], **step.payload}))
             case _:
                 await self._clients.act(step)
 
@@ -369,6 +373,15 @@ class Run:
             case "remove":
                 await self._do(Step(0, "deleteAccount", {"id": about.account}))
                 await self._do(Step(0, "addAccount", self._plan.accounts[about.account], insists=True))
+            case "hold":
+                where = {"account_id": about.account}
+                await self._do(Step(0, "bulk", {"action": "hold", "where": where}))
+                await trio.sleep(5)
+                await self._do(Step(0, "bulk", {"action": "release", "where": where}, insists=True))
+            case "retry":
+                await self._do(Step(0, "bulk", {"action": "retry", "where": {"account_id": about.account}}))
+            case "resolve":
+                await self._do(Step(0, "resolve held", {"as": "sent"}))
             case deed:
                 found = message_id if deed.endswith("this") else self.eye().beside(message_id)
                 if found is None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from events.message import Resolution
+
 from .chance import stream
 from .observed import Message, Offered
 from .relay import HEALTHY, WEATHERS, Temper
@@ -45,7 +47,9 @@ class Step:
     insists: bool = False
 
 
-Deed = Literal["suspend", "pause", "remove", "revise next", "delete next", "delete this", "revise this"]
+Deed = Literal[
+    "suspend", "pause", "remove", "hold", "retry", "resolve", "revise next", "delete next", "delete this", "revise this"
+]
 
 
 @dataclass(frozen=True)
@@ -248,9 +252,9 @@ class _Writer:
     def commands(self, accounts: dict[str, dict[str, Any]]) -> list[Step]:
         chance = self._chance
         kinds = (self._delete, self._suspend, self._pause, self._remove, self._change, self._run_now, self._jump,
-                 self._disk_full, self._bug)  # fmt: skip
+                 self._disk_full, self._bug, self._decide, self._bulk, self._hold)  # fmt: skip
         steps: list[Step] = []
-        for kind in chance.choices(kinds, (5, 2, 2, 2, 2, 2, 1, 1, 1), k=chance.randint(0, 10)):
+        for kind in chance.choices(kinds, (5, 2, 2, 2, 2, 2, 1, 1, 1, 3, 6, 2), k=chance.randint(0, 14)):
             steps += kind(self._moment(), accounts)
         return steps
 
@@ -282,6 +286,36 @@ class _Writer:
         if self._chance.random() < 0.3:
             changed["max_connections"] = self._chance.choice((None, 1, 3))
         yield Step(at, "addAccount", changed)
+
+    def _decide(self, at: float, accounts: Any) -> Iterator[Step]:
+        """Somebody goes through what is held, which he may have put aside himself."""
+        if self._chance.random() < 0.5:
+            yield Step(at - 0.1, "bulk", {"action": "hold", "where": self._where()})
+        yield Step(at, "resolve held", {"as": self._chance.choice(get_args(Resolution))})
+
+    def _bulk(self, at: float, accounts: Any) -> Iterator[Step]:
+        chance = self._chance
+        action = chance.choice(("withdraw", "retry", "retry", "release", "release"))
+        fields = {"action": action, "where": self._where(), "dry_run": chance.random() < 0.2}
+        yield Step(at, "bulk", fields, insists=chance.random() < 0.5)
+
+    def _hold(self, at: float, accounts: Any) -> Iterator[Step]:
+        where = self._where()
+        yield Step(at, "bulk", {"action": "hold", "where": where})
+        until = at + self._chance.choice((0, 0.1, 10, 200))
+        yield Step(until, "bulk", {"action": "release", "where": where}, insists=True)
+
+    def _where(self) -> dict[str, Any]:
+        chance = self._chance
+        return chance.choice(
+            (
+                {"before_ts": 9_000_000_000},
+                {"account_id": chance.choice(self._accounts)},
+                {"priority": chance.randint(0, 3)},
+                {"subject_contains": f"m{chance.randint(0, 9)}"},
+                {"to_domain": "example.org", "priority": 2},
+            )
+        )
 
     def _run_now(self, at: float, accounts: Any) -> Iterator[Step]:
         yield Step(at, "run now")

@@ -8,14 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkers import duplicates, followers, forgotten, legal, limits, order, refold, reports, starts, truth
+from tests.checkers import (
+    duplicates,
+    followers,
+    forgotten,
+    legal,
+    limits,
+    order,
+    refold,
+    reports,
+    resolved,
+    starts,
+    truth,
+)
 
 from .eye import Eye
 from .observed import Observed
 from .run import simulate
 from .scenario import scenario
 
-CHECKERS = (starts, truth, duplicates, forgotten, legal, limits, order, reports, followers)
+CHECKERS = (starts, truth, duplicates, forgotten, legal, limits, order, reports, resolved, followers)
 
 SEEDS_DEFAULT = 20
 LINES_SHOWN = 40
