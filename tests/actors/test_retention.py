@@ -9,7 +9,15 @@ from actors.reporter import count_as_reported
 from actors.retention import RETAIN_EVERY_S, Retention, State, expiries, lettings, plan, stepped
 from events.account import AccountRemoved
 from events.fact import OWN, Draft
-from events.message import ContentErased, MessageAccepted, MessageFailed, MessageHeld, MessageWithdrawn, RetentionPassed
+from events.message import (
+    ContentErased,
+    MessageAccepted,
+    MessageFailed,
+    MessageHeld,
+    MessageRequeued,
+    MessageWithdrawn,
+    RetentionPassed,
+)
 from events.report import ResultsReported
 from events.service import ClockStepped
 from store.beside import LetterRow
@@ -253,3 +261,32 @@ async def test_without_upstream_results_are_reported_kept_and_let_go_in_steps(tm
         erased = [each.fact for each in await facts(store) if isinstance(each.fact, ContentErased)]
         assert [len(each.letters) for each in erased] == [STEP, 2]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_step_of_retention_leaves_a_message_alone_that_was_queued_again_meanwhile(
+    tmp_path, autojump_clock, monkeypatch
+):
+    """Between its look and its facts somebody has failed mail tried again: nothing of the step is written, and the next
+    one lets go of the rest."""
+    async with opened(tmp_path) as store:
+        await save_account(store)
+        again, gone = await accept(store, "again", "gone")
+        for number in (again, gone):
+            await end(store, number, 1, await start(store, number, 1), "failed", "refused")
+        await store.record([Draft(ResultsReported(up_to=store.last_seq))])
+        record = store.record
+
+        async def overtaken(drafts, **fields):
+            monkeypatch.setattr(store, "record", record)
+            requeued = MessageRequeued(due_us=T0_US, expires_us=2 * T0_US)
+            assert (await record([Draft(requeued, message=again, account=1)])).complete
+            return await record(drafts, **fields)
+
+        monkeypatch.setattr(store, "record", overtaken)
+        retention = Retention(store, 0)
+        assert await retention.let_go(0, "me") == 0
+        assert await states(store) == {"again": "waiting", "gone": "failed"}
+        assert await retention.let_go(0, "me") == 1
+        assert await states(store) == {"again": "waiting"}
+        erased = [entry.fact.letters for entry in await facts(store) if isinstance(entry.fact, ContentErased)]
+        assert erased == [((gone, gone),)]

@@ -1,14 +1,16 @@
 """Mail that is held until a person says what becomes of it: listed, and resolved each way, by the command line."""
 
 import json
+import os
 import signal
+import subprocess
 
 import httpx
 import trio
 
 from letterbook.capture import CaptureRelay
 
-from .service import kinds, mail, subject_id
+from .service import WAIT_S_MAX, Said, kinds, letterbook, mail, subject_id
 
 
 async def test_mail_in_doubt_is_held_and_becomes_what_the_operator_says(service):
@@ -150,3 +152,45 @@ async def test_a_bulk_action_that_the_stop_breaks_off_has_done_what_the_log_says
         rest = await it.post("/commands/bulk", body)
         assert (rest["changed"], (await it.status())["held"]) == (4000 - held, 4000)
     assert (await it.run("verify")).code == 0
+
+
+async def test_on_a_terminal_the_operator_is_asked_and_sees_how_far_it_is(service):
+    it = await service()
+    await it.post("/commands/suspend")
+    await it.account("a", 25)
+    await it.add([mail(f"m{n}", account_id="a", priority=n % 2) for n in range(1200)])
+    words = letterbook("bulk", "withdraw", "--priority", "0", "--url", it.url)
+    no = await on_terminal(words, it, "n\n")
+    assert "600 messages will be withdrawn. Go on? [y/N]" in no.out and "nothing was changed" in no.out
+    assert (no.code, (await it.status())["pending"]) == (1, 1200)
+    yes = await on_terminal(words, it, "y\n")
+    assert "600 messages withdrawn." in yes.out and "withdraw: up to message" in yes.out
+    assert (yes.code, (await it.status())["pending"]) == (0, 600)
+
+
+async def on_terminal(words, it, typed) -> Said:
+    """Run a command on a terminal of its own, with this typed when it asks."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        words, cwd=it.folder, env=it.environment | {"TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        os.write(ours, typed.encode())
+        while data := await trio.to_thread.run_sync(read_terminal, ours):
+            shown += data
+        code = await trio.to_thread.run_sync(process.wait, WAIT_S_MAX)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return Said(code, shown.decode(), "")
+
+
+def read_terminal(terminal: int) -> bytes:
+    """What has been shown; nothing once the other side is closed, which Linux calls an error."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
