@@ -30,7 +30,7 @@ from store.clock import COMPARE_EVERY_S
 from store.opening import Store
 from store.recorder import NotRecorded
 from store.recovery import CLOCK_BEHIND_US, EXPIRY_PAUSE_US
-from store.worklists import STEP, Expired, Finished, expired, finished, orphaned
+from store.worklists import STEP, Expired, Finished, dispatch_row, expired, finished, orphaned
 
 logger = logging.getLogger("letterbook.retention")
 
@@ -156,6 +156,9 @@ class Retention:
             pass
 
     async def _expire(self) -> None:
+        """Not while somebody is still to say what becomes of a restored backup's mail: it may have been sent."""
+        if (await self._store.read(dispatch_row)).restored:
+            return
         now_us = self._store.clock.now_us()
         while await self._end(expiries(await self._store.read(expired, now_us), now_us)):
             pass

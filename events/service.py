@@ -21,7 +21,7 @@ class ClockStepped(Fact):
 
 
 class LogRestored(Fact):
-    """The mark beside the log was beyond its end: this is a backup. It goes on under a new log id."""
+    """This is a restored backup, of a log that had come to `marked_seq`. It goes on under a new log id."""
 
     previous_log: str
     marked_seq: int

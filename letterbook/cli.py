@@ -6,7 +6,9 @@ The commands' modules import what is heavy only when a command runs, so that --h
 import click
 
 from .auditing_commands import at, rebuild, verify
+from .backup_commands import backup, restore
 from .client_commands import cleanup, send, tail
+from .control_commands import activate, status, suspend
 from .health import health
 from .log_command import log
 from .operating_commands import bulk, resolve
@@ -15,10 +17,11 @@ from .service_commands import check_config, demo, serve
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Run": (serve, demo, check_config, health),
+    "Steer a running service": (status, suspend, activate),
     "Send and watch": (send, tail),
     "Look, at a running or a stopped service": (log, show, pending, deferred, held, results, accounts),
     "Decide": (resolve, bulk),
-    "Keep": (cleanup,),
+    "Keep": (backup, restore, cleanup),
     "Audit": (verify, at, rebuild),
 }
 """Every command, in the order in which help shows them."""

@@ -49,11 +49,21 @@ def find_target(config_path: Path | None, url: str | None) -> Target:
 
 def post(target: Target, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """(status, answer). Raises Failure where there is no answer, or none of a Letterbook."""
+    return _ask(target, "POST", path, body)
+
+
+def get(target: Target, path: str) -> tuple[int, dict[str, Any]]:
+    """The same for what only asks."""
+    return _ask(target, "GET", path, None)
+
+
+def _ask(target: Target, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
     timeout = httpx.Timeout(target.send_wait_s + ANSWER_MARGIN_S, connect=10.0)
     try:
         # Proxies of the environment are for the world outside, not for a service of one's own.
         headers = {"User-Agent": CLI_AGENT, **target.headers}
-        response = httpx.post(f"{target.url}{path}", json=body, headers=headers, timeout=timeout, trust_env=False)
+        url = f"{target.url}{path}"
+        response = httpx.request(method, url, json=body, headers=headers, timeout=timeout, trust_env=False)
         answer = msgspec.json.decode(response.content, type=dict[str, Any])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Failure(f"{target.url} does not answer ({error}): is the service running?") from error

@@ -234,10 +234,10 @@ def write_whole(path: Path, content: bytes, mode: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(new)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Renaming is a change of the directory: without this a crash may bring the old name back."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

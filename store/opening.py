@@ -32,7 +32,7 @@ from .housekeeping import MB, Growth, Housekeeper, Relief, WalIndex
 from .recorder import InlineTurner, Lost, NotRecorded, Recorder, ThreadTurner, Turner
 from .recovery import Decision, decide
 from .replay import rebuild
-from .schema import VIEW_VERSIONS, migrate
+from .schema import PUT_BACK, VIEW_VERSIONS, migrate
 from .secrets import Secrets
 from .surveying import survey
 from .writer import Recorded, Request, TurnResult, Writer
@@ -272,6 +272,7 @@ def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], byt
         log_id = entropy(LOG_ID_BYTES).hex()
         connection.execute("update meta set value = ? where name = 'log'", (log_id,))
         writer.turn([Request(tuple(map(Draft, decision.facts)), {})])
+        connection.execute("delete from meta where name = ?", (PUT_BACK,))
     return _Opened(log_id, secrets, writer, MarkKeeper(path, log_id), decision)
 
 

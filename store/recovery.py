@@ -5,10 +5,12 @@ of this release, how the last run ended, and whether the clock can be believed. 
 Its `see` turns a Situation into one word a column; its cases are matched against the words, ANY matching every word.
 For every combination of words exactly one case of the aspect matches, and a test walks them all.
 
-Two cases are less plain than they look. A mark of another log beside a log with facts is judged as a restored backup:
-a backup from before an earlier restoration has the earlier id, and a crash after LogRestored and before the next mark
-leaves the same picture, where judging so a second time does no harm. And a log that goes on past its mark is nothing
-unusual: the mark is written once a second, after the commits.
+Three cases are less plain than they look. A log that `letterbook restore` has put in place says so itself, so the
+mark beside it, old or lost, does not matter; the saying goes after LogRestored, as harmlessly as in the next case. A
+mark of another log beside a log with facts is judged as a restored backup: a backup from before an earlier
+restoration has the earlier id, and a crash after LogRestored and before the next mark leaves the same picture, where
+judging so a second time does no harm. And a log that goes on past its mark is nothing unusual: the mark is written
+once a second, after the commits.
 """
 
 from collections.abc import Callable
@@ -36,11 +38,13 @@ EXPIRY_PAUSE_US = 3600 * 1_000_000
 
 class Situation(Struct, frozen=True, kw_only=True):
     """What was found at the start. `last_at_us` is the last fact's stamp, `stopped` whether it is ServiceStopped;
+    `put_back` is how far the log had come that `letterbook restore` has replaced by this one, None where it has not;
     `stale_views` are those that were folded by another version of their code."""
 
     log: str
     last_seq: int
     last_at_us: int
+    put_back: int | None = None
     stopped: bool
     mark: Mark | None
     stale_views: tuple[str, ...]
@@ -120,35 +124,48 @@ def _clock(situation: Situation) -> str:
     return "ahead" if ahead_us > CLOCK_AHEAD_US else "close"
 
 
+ACTIVATE = (
+    "Dispatch is suspended: `letterbook activate --restored hold` or `send` (POST /commands/activate) must say what"
+    " becomes of the mail that waits"
+)
+
 MARK = Aspect(
-    {"log": LOG, "mark": ("none", "behind", "equal", "beyond", "other")},
-    lambda situation: (_log(situation), _mark(situation)),
+    {"log": LOG, "put": ("made", "put back"), "mark": ("none", "behind", "equal", "beyond", "other")},
+    lambda situation: (
+        _log(situation),
+        "made" if situation.put_back is None else "put back",
+        _mark(situation),
+    ),
     (
-        Case("new log", ("empty", "none")),
-        Case("at the mark", (ANY, "equal")),
-        Case("past the mark", (ANY, "behind")),
+        Case("new log", ("empty", "made", "none")),
+        Case("at the mark", (ANY, "made", "equal")),
+        Case("past the mark", (ANY, "made", "behind")),
         Case(
             "no mark",
-            ("facts", "none"),
+            ("facts", "made", "none"),
             "the mark file is missing and is made anew: if this is a restored backup, that could not be noticed",
         ),
         Case(
             "restored",
-            (ANY, "beyond"),
-            "the log ends at {last_seq}, but it had come to {marked_seq}: this is a restored backup. Dispatch is"
-            " suspended: POST /commands/activate must say whether the mail that waits is to be held or sent",
+            (ANY, "made", "beyond"),
+            "the log ends at {last_seq}, but it had come to {marked_seq}: this is a restored backup. " + ACTIVATE,
+            restored=True,
+        ),
+        Case(
+            "put back",
+            (ANY, "put back", ANY),
+            "the log ends at {last_seq}, and was put back by `letterbook restore`. " + ACTIVATE,
             restored=True,
         ),
         Case(
             "of another log",
-            ("facts", "other"),
-            "the mark file is of another log ({marked_log}): this is taken for a restored backup. Dispatch is"
-            " suspended: POST /commands/activate must say whether the mail that waits is to be held or sent",
+            ("facts", "made", "other"),
+            "the mark file is of another log ({marked_log}): this is taken for a restored backup. " + ACTIVATE,
             restored=True,
         ),
         Case(
             "begun anew",
-            ("empty", "other"),
+            ("empty", "made", "other"),
             "the mark file is of another log ({marked_log}) of {marked_seq} facts, and this one is empty: if it was"
             " not meant to begin anew, stop the service and restore the database",
         ),
@@ -234,8 +251,9 @@ def decide(situation: Situation) -> Decision:
 
 def _restored(situation: Situation) -> tuple[Fact, ...]:
     marked_seq = situation.mark.seq if situation.mark else 0
+    came_to = marked_seq if situation.put_back is None else situation.put_back
     return (
-        LogRestored(previous_log=situation.log, marked_seq=marked_seq),
+        LogRestored(previous_log=situation.log, marked_seq=came_to),
         DispatchSuspended(by="recovery", restored=True),
     )
 

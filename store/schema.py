@@ -55,6 +55,10 @@ create index results_by_message on results(message);
 """
 """queue: the scheduler's order, one range scan a refill. waiting, held: the lists. expiring, final: retention."""
 
+PUT_BACK = "restored"
+"""The name in `meta` by which a backup says that `letterbook restore` has put it in place, until a start has heard it;
+the value is how far the log had come that it replaces."""
+
 migrations = Migrations("letterbook")
 
 

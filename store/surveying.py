@@ -4,7 +4,7 @@ import sqlite3
 
 from .files import Mark
 from .recovery import Situation
-from .schema import VIEW_VERSIONS
+from .schema import PUT_BACK, VIEW_VERSIONS
 
 _LAST_FACT = "select seq, at_us, kind from log order by seq desc limit 1"
 """Where the log ends, and by which fact."""
@@ -25,6 +25,7 @@ def survey(connection: sqlite3.Connection, mark: Mark | None, now_us: int) -> Si
         log=meta["log"],
         last_seq=last_seq,
         last_at_us=last_at_us,
+        put_back=int(meta[PUT_BACK]) if PUT_BACK in meta else None,
         stopped=kind == "ServiceStopped",
         mark=mark,
         stale_views=stale_views(meta),

@@ -11,7 +11,7 @@ from .source import modules
 LOUD = {"info", "warning", "error", "exception"}
 LOGGERS = {"logger", "log"}
 
-SAYS_FOR_ITSELF = {"ConfigError", "NotRecorded", "OutsideLogError", "UnknownKind"}
+SAYS_FOR_ITSELF = {"BackupError", "ConfigError", "NotRecorded", "OutsideLogError", "UnknownKind"}
 """Errors that name a key of the configuration, answer a command's argument, or never end a service."""
 
 

@@ -47,6 +47,7 @@ MARKS = tuple(
     {"mark": mark}
     for mark in (None, Mark("a1", 0), Mark("a1", 99), Mark("a1", 100), Mark("a1", 2 * REFOLDED_MAX), Mark("b2", 7))
 )
+PUTS = ({"put_back": None}, {"put_back": 120})
 ENDS = ({"stopped": True}, {"stopped": False})
 ATTEMPTS = ({"open_attempts": 0}, {"open_attempts": 3})
 STALE = ({"stale_views": ()}, {"stale_views": ("messages", "totals")})
@@ -56,7 +57,7 @@ CLOCKS = tuple(
 
 EVERY_SITUATION = [
     replace(USUAL, **{key: value for part in parts for key, value in part.items()})
-    for parts in product(LOGS, MARKS, ENDS, ATTEMPTS, STALE, CLOCKS)
+    for parts in product(LOGS, MARKS, PUTS, ENDS, ATTEMPTS, STALE, CLOCKS)
 ]
 
 
@@ -86,7 +87,7 @@ def test_what_is_seen_of_real_situations_is_every_combination_and_no_other(name)
     seen = {aspect.see(situation) for situation in EVERY_SITUATION}
     possible = set(combinations(aspect))
     # An empty log cannot be past a mark, as long as nobody writes a negative seq into one.
-    assert possible - seen <= {("empty", "behind")}
+    assert possible - seen <= {("empty", "made", "behind"), ("empty", "put back", "behind")}
     assert seen <= possible
 
 
@@ -131,12 +132,24 @@ def test_the_mark_of_another_log_restores_where_there_is_mail_to_be_sent_twice()
     assert not begun_anew.restored and "b2" in begun_anew.lines[0]
 
 
-def test_restored_is_decided_by_the_mark_alone():
+def test_what_restore_has_put_in_place_says_so_itself_whatever_the_mark():
+    for mark in (None, Mark("a1", 99), Mark("a1", 100), Mark("a1", 120), Mark("b2", 300)):
+        decision = decide(replace(USUAL, mark=mark, put_back=120))
+        assert decision.facts == (
+            LogRestored(previous_log="a1", marked_seq=120),
+            DispatchSuspended(by="recovery", restored=True),
+        )
+        assert decision.label == "clean stop, put back"
+        (line,) = decision.lines
+        assert "ends at 100" in line and "activate --restored hold" in line
+
+
+def test_restored_is_decided_by_the_mark_and_by_what_restore_has_said():
     for situation in EVERY_SITUATION:
         mark = situation.mark
         beyond = mark is not None and mark.log == situation.log and mark.seq > situation.last_seq
         other = mark is not None and mark.log != situation.log and situation.last_seq > 0
-        assert decide(situation).restored == (beyond or other)
+        assert decide(situation).restored == (beyond or other or situation.put_back is not None)
 
 
 def test_a_missing_mark_beside_a_log_is_one_warning():
@@ -156,9 +169,7 @@ def test_stale_views_are_refolded_up_to_a_size_and_then_refused():
 def test_open_attempts_are_said_however_the_last_run_ended():
     for stopped in (True, False):
         decision = decide(replace(USUAL, stopped=stopped, open_attempts=3))
-        assert decision.lines == (
-            "attempts under way when the last run ended: 3; whether they arrived is in doubt",
-        )
+        assert decision.lines == ("attempts under way when the last run ended: 3; whether they arrived is in doubt",)
 
 
 @pytest.mark.parametrize(
