@@ -43,7 +43,7 @@ NEVER_US = 2**62
 """A moment beyond all others."""
 
 
-class QueueRow(Struct, frozen=True):
+class QueueRow(Struct, frozen=True, gc=False):
     """A waiting message as the scheduler knows it: whom its next attempt is for, whether others are open too, and
     until when it may go."""
 

@@ -55,7 +55,7 @@ decode_states = msgspec.json.Decoder(tuple[RecipientState, ...]).decode
 _decode_reached = msgspec.json.Decoder(dict[str, RecipientState]).decode
 
 
-class MessageRow(Struct, frozen=True):
+class MessageRow(Struct, frozen=True, gc=False):
     """One message as of some seq.
 
     `digests` are the recipients' digests, space-separated, in the order of the envelope. `recipients` is JSON of

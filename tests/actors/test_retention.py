@@ -8,19 +8,24 @@ import trio
 from actors.reporter import count_as_reported
 from actors.retention import RETAIN_EVERY_S, Retention, State, expiries, lettings, plan, stepped
 from events.account import AccountRemoved
+from events.attempt import AttemptEnded
 from events.fact import OWN, Draft
 from events.message import (
     ContentErased,
     MessageAccepted,
     MessageFailed,
     MessageHeld,
+    MessageRejected,
     MessageRequeued,
+    MessageRevised,
     MessageWithdrawn,
     RetentionPassed,
 )
 from events.report import ResultsReported
 from events.service import ClockStepped
-from store.beside import LetterRow
+from events.values import Outcome
+from store import erasing
+from store.beside import LetterRow, Replies
 from store.worklists import STEP, Expired, Finished
 
 from .opened import T0_US, end, facts, kinds, opened, rows, save_account, start, states
@@ -290,3 +295,74 @@ async def test_a_step_of_retention_leaves_a_message_alone_that_was_queued_again_
         assert await states(store) == {"again": "waiting"}
         erased = [entry.fact.letters for entry in await facts(store) if isinstance(entry.fact, ContentErased)]
         assert erased == [((gone, gone),)]
+
+
+# For days
+
+
+async def fates(store, nth: int) -> None:
+    """A message of each kind of life: sent, put off and then sent, failed, withdrawn, rejected, come again."""
+    sent, late, failed, gone, again = await accept(store, *[f"{nth} {each}" for each in range(5)])
+    await end(store, sent, 1, await start(store, sent, 1), "done", "delivered")
+    first = await start(store, late, 1)
+    off = AttemptEnded(attempt=first, outcomes=(Outcome(0, "deferred", 450),), next="due", due_us=T0_US)
+    await store.record([Draft(off, message=late, account=1)], beside={0: Replies(((0, "come later"),))})
+    await end(store, late, 1, await start(store, late, 1), "done", "delivered")
+    await store.record([Draft(MessageFailed(cause="internal"), message=failed, account=1)])
+    await store.record([Draft(MessageWithdrawn(), message=gone)])
+    await store.record([Draft(MessageRejected(id=f"{nth} rejected", reason="x"), message=OWN)])
+    await store.record([Draft(MessageFailed(cause="internal"), message=again, account=1)])
+    revised = MessageRevised(
+        id=f"{nth} 4", priority=2, due_us=0, expires_us=2 * T0_US, size=1, recipients=("d",), reach=(0,), letter="d"
+    )
+    letter = LetterRow(b"{}", b"{}", b"salt")
+    (came,) = (await store.record([Draft(revised, message=again, account=1)], beside={0: letter})).answers
+    await end(store, again, 1, await start(store, again, 1, came.seq), "done", "delivered")
+
+
+async def counted(store) -> dict[str, int]:
+    tables = [name for (name,) in await rows(store, "select name from sqlite_master where type = 'table'")]
+    return {name: (await rows(store, f"select count(*) from {name}"))[0][0] for name in tables}
+
+
+KEPT_FOR_EVER = {"log", "commits", "ids"}
+
+
+async def test_without_upstream_nothing_but_the_log_grows_past_retention(tmp_path, autojump_clock, monkeypatch):
+    # Rows that stay empty beside living letters, fewer than in service: so that many come and go in this test.
+    monkeypatch.setattr(erasing, "MARGIN", 20)
+    monkeypatch.setattr(erasing, "WALKED_MAX", 4 * 20 + erasing.LETTERS_PER_STEP)
+    async with retaining(tmp_path, keep_s=100) as (store, _), trio.open_nursery() as nursery:
+        nursery.start_soon(count_as_reported, store)
+        seen = []
+        for nth in range(60):
+            await fates(store, nth)
+            await trio.sleep(15)
+            if nth in (29, 59):
+                seen.append(await counted(store))
+        early, late = seen
+        for name in late.keys() - KEPT_FOR_EVER - {"replies", "slots"}:
+            assert late[name] <= early[name] + 10, (name, early, late)
+        for name in KEPT_FOR_EVER:
+            assert late[name] > early[name] * 1.5
+        # A ring of a day's seconds.
+        assert late["slots"] <= 60 * 3
+        # What was said is gone; a few bytes of its place stay.
+        assert (await rows(store, "select count(*) from replies where text <> x''"))[0][0] <= 20
+        nursery.cancel_scope.cancel()
+
+
+async def test_with_a_dead_upstream_nothing_unreported_goes(tmp_path, autojump_clock):
+    """Nobody moves the cursor: results, contents and words stay, however long ago they were; then they go at once."""
+    async with retaining(tmp_path, keep_s=10) as (store, _):
+        for nth in range(5):
+            await fates(store, nth)
+            await trio.sleep(200)
+        found = await counted(store)
+        assert found["messages"] == 30 and found["results"] == 30 and found["replies"] == 5
+        assert await rows(store, "select count(*) from letters where length(content) = 0") == [(0,)]
+        await store.record([Draft(ResultsReported(up_to=store.last_seq, results=30))])
+        await trio.sleep(3 * RETAIN_EVERY_S)
+        found = await counted(store)
+        assert found["messages"] == found["results"] == 0
+        assert await rows(store, "select count(*) from letters where length(content) > 0") == [(0,)]
