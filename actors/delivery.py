@@ -52,6 +52,9 @@ is too short to rest from."""
 
 PLAN_IS_LONG_S = 0.0005
 
+PLAN_REST_S_MAX = 0.02
+"""A plan that was kept waiting itself, on a busy machine, is no reason to keep mail."""
+
 INTERRUPTED_A_RECORD = 500
 
 
@@ -207,7 +210,7 @@ class Delivery:
                     sleep_s = min(sleep_s, max(plan.wake_us - now_us, 0) / MICROSECONDS)
                 await self._bell.wait(trio.current_time() + sleep_s)
                 if took_s > PLAN_IS_LONG_S:
-                    await trio.sleep(PLAN_RESTS * took_s)
+                    await trio.sleep(min(PLAN_RESTS * took_s, PLAN_REST_S_MAX))
 
     def _want(self, plan: Plan) -> None:
         if plan.demand != self._demand:
