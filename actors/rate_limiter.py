@@ -7,7 +7,8 @@ slots no window of W seconds ever sees more than N. (Counting from the start of 
 60 s at a limit of 30.) An attempt that delivered to nobody gives its slot back at its end; one in doubt may have been
 counted, so it counts.
 
-The minute's window is exact to the microsecond; those of hour and day keep seconds, each held to its end. All of it
+The minute's window is exact to the microsecond; that of an hour keeps seconds and that of a day minutes, each held to
+its end. All of it
 runs on the monotonic clock, and an end counts from the moment at which it is folded, which is never before it. After a
 restart, and when limits change, the last minute is read from the log and the rest from the view `slots`; an end that
 lies in the future, because the clock was set back, counts as now. Such a reading is as of some seq: ends up to it are
@@ -33,6 +34,10 @@ from store.views.counts import counts_against_limits
 SECOND_US = 1_000_000
 MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
 
+GRAIN_US = {MINUTE_S: 0, HOUR_S: SECOND_US, DAY_S: 60 * SECOND_US}
+"""How far apart the ends of a window are kept: each counts until its grain is over. So an account that uses up any
+limit needs a few thousand of them, and not one for each of a day's messages; a day's slot is held 0.07 % longer."""
+
 
 class Refused(Struct, frozen=True):
     """No slot of `limit` is free in the window of `window_s`; `until_us` (monotonic) is when one will be, None if
@@ -46,16 +51,17 @@ class Refused(Struct, frozen=True):
 class _Window:
     """The ends of the last `window_s` seconds, oldest first, as (moment it counts until, how many)."""
 
-    def __init__(self, window_s: int, limit: int, exact: bool) -> None:
+    def __init__(self, window_s: int, limit: int) -> None:
         self.window_s = window_s
         self.limit = limit
-        self._exact = exact
+        self._grain_us = GRAIN_US[window_s]
         self._held: deque[tuple[int, int]] = deque()
         self._count = 0
 
     def add(self, end_us: int, n: int = 1) -> None:
-        """An end at this moment holds its slot for the window's length; an inexact one until its second is over."""
-        moment_us = end_us if self._exact else (end_us // SECOND_US + 1) * SECOND_US
+        """An end at this moment holds its slot for the window's length from the end of its grain."""
+        grain_us = self._grain_us
+        moment_us = (end_us // grain_us + 1) * grain_us if grain_us else end_us
         until_us = moment_us + self.window_s * SECOND_US
         if self._held and self._held[-1][0] >= until_us:
             until_us, before = self._held.pop()
@@ -89,12 +95,13 @@ class _Account:
     def __init__(self, row: AccountRow, history: Counted, as_of: int, wall_ahead_us: int, now_us: int) -> None:
         self.limits = limits_of(row)
         self.as_of = as_of
-        self.windows = [_Window(seconds, limit, seconds == MINUTE_S) for seconds, limit in self.limits]
+        self.windows = [_Window(seconds, limit) for seconds, limit in self.limits]
         for window in self.windows:
             if window.window_s == MINUTE_S:
                 ends = [(end_us, 1) for end_us in history.ends_us]
             else:
-                ends = [(second * SECOND_US, n) for second, n in history.seconds]
+                # Somewhere within its second, which need not be one of the monotonic clock's.
+                ends = [((second + 1) * SECOND_US - 1, n) for second, n in history.seconds]
             for end_us, n in ends:
                 window.add(min(end_us - wall_ahead_us, now_us), n)
 

@@ -74,13 +74,33 @@ def test_a_grant_that_comes_back_gives_its_slot_back_once():
     assert made.take(4, 1, 0) == Refused(60, None, 2)
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("limit_per_hour", 3600), ("limit_per_day", 86_400)])
-def test_hour_and_day_hold_a_slot_to_the_end_of_its_second(name, seconds):
+@pytest.mark.parametrize(("name", "seconds", "grain"), [("limit_per_hour", 3600, 1), ("limit_per_day", 86_400, 60)])
+def test_hour_and_day_hold_a_slot_to_the_end_of_its_second_or_minute(name, seconds, grain):
     made = limiter(**{name: 1})
     made.take(1, 1, 0)
-    made.fold(end(1), 1_500_000)
-    assert made.take(2, 1, 2 * SECOND_US) == Refused(seconds, (2 + seconds) * SECOND_US, 1)
-    assert made.take(2, 1, (2 + seconds) * SECOND_US) is None
+    made.fold(end(1), grain * SECOND_US + 500_000)
+    free_us = (2 * grain + seconds) * SECOND_US
+    assert made.take(2, 1, 2 * grain * SECOND_US) == Refused(seconds, free_us, 1)
+    assert made.take(2, 1, free_us) is None
+
+
+def test_a_days_ends_are_a_few_thousand_however_many_there_were():
+    made = limiter(limit_per_hour=100_000, limit_per_day=1_000_000)
+    for second in range(90_000):
+        made.take(1, 1, second * SECOND_US)
+        made.fold(end(1), second * SECOND_US)
+    assert made.take(1, 1, 90_000 * SECOND_US) is None
+    assert sum(len(window._held) for window in made._accounts[1].windows) <= 3_601 + 1_442
+
+
+def test_after_a_restart_no_slot_is_free_before_the_end_it_is_held_by():
+    """The log's seconds are not the monotonic clock's: an end lies somewhere within one of them."""
+    second = 1_700_000_000 - 3_000
+    made, ahead_us = RateLimiter(), AHEAD_US + 600_000
+    made.configure(account(1, limit_per_hour=1), Counted(seconds=((second, 1),)), 0, ahead_us, 0)
+    latest_us = (second + 1) * SECOND_US - 1 - ahead_us
+    refused = made.take(1, 1, 0)
+    assert refused is not None and refused.until_us >= latest_us + 3_600 * SECOND_US
 
 
 def test_the_window_that_refuses_longest_is_named():
