@@ -113,6 +113,10 @@ class Delivery:
         self._bell.ring()
         self.pool.probe_now()
 
+    def look_again(self) -> None:
+        """What kept everything from going is over."""
+        self._bell.ring()
+
     def account(self, number: int) -> AccountRow | None:
         return self._scheduler.account(number)
 

@@ -25,7 +25,6 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -451,7 +450,7 @@ class SenderPool:
         drafts = [Draft(fact, message=candidate.number, account=candidate.account)]
         drafts += [Draft(each, account=account.number) for each in (about_relay,) if each]
         beside = {0: Replies(came.replies)} if came.replies else None
-        self._store.post(drafts, partial(_lost, candidate.number), beside=beside)
+        self._store.post(drafts, beside=beside)
 
     # Relays
 
@@ -510,10 +509,6 @@ class SenderPool:
             logger.warning("the state of relay %s:%s is not in the log now", account.host, account.port)
             return False
         return True
-
-
-def _lost(number: int, reason: str) -> None:
-    logger.error("the end of an attempt at message %s is not in the log (%s): it will be in doubt", number, reason)
 
 
 def _interrupted(connection: Connection) -> _Came:

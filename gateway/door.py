@@ -30,6 +30,7 @@ STOPPING = "the service is stopping: ask again in a moment"
 BUSY = "too much is waiting to be taken: ask again in a moment"
 BACKLOG = "too many messages wait for delivery (max_backlog): ask again later"
 DISK = "the disk is nearly full (min_free_mb): free some space, then ask again"
+LATER = "nothing can be taken now, ask again in a moment"
 NOT_READY = ("stopping", "restored", "suspended", "disk", "backlog")
 """What /ready can say; docs/operations.md has what to do."""
 
@@ -100,10 +101,16 @@ class Door:
         )
         return tuple(compress(NOT_READY, holds))
 
+    def _trouble(self) -> str | None:
+        """Why the log takes nothing at this moment."""
+        return f"{self.store.trouble}: {LATER}" if self.store.trouble else None
+
     def check_accepting(self) -> None:
         """Raises Trouble 503 while no mail is taken."""
         if self.stopping.is_set():
             raise unavailable(STOPPING)
+        if trouble := self._trouble():
+            raise unavailable(trouble)
         if self.disk_low():
             raise unavailable(DISK)
         if self.over_backlog:
@@ -138,7 +145,7 @@ class Door:
         self.check_accepting()
         reply: Reply[tuple[Decision, ...]] = Reply()
         _hand_over(self._submissions, Submission(items, by, reply, default_priority, urgent=urgent))
-        decisions = await _answer(reply, lease)
+        decisions = await self._answer(reply, lease)
         self.watch.backlog += sum(decision.number is not None and decision.recorded for decision in decisions)
         return decisions
 
@@ -148,13 +155,23 @@ class Door:
             raise unavailable(STOPPING)
         reply: Reply[dict[str, Any] | Refused | Unavailable] = Reply()
         _hand_over(self._controls, Control(command, by, reply))
-        match await _answer(reply, None):
+        match await self._answer(reply, None):
             case Refused() as refused:
                 raise Trouble(refused.status, refused.sentence)
             case Unavailable() as trouble:
-                raise unavailable(str(trouble) or BUSY)
+                raise unavailable(self._trouble() or str(trouble) or BUSY)
             case answer:
                 return answer
+
+    async def _answer(self, reply: Reply[Given], lease: Lease | None) -> Given:
+        try:
+            return await reply.get()
+        except Dropped:
+            raise unavailable(self._trouble() or DROPPED) from None
+        except trio.Cancelled:
+            if lease:
+                lease.keep_until(reply)
+            raise
 
 
 def _hand_over(channel: "trio.MemorySendChannel[Any]", command: Submission | Control) -> None:
@@ -164,14 +181,3 @@ def _hand_over(channel: "trio.MemorySendChannel[Any]", command: Submission | Con
         raise unavailable(BUSY) from None
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise unavailable(STOPPING) from None
-
-
-async def _answer(reply: Reply[Given], lease: Lease | None) -> Given:
-    try:
-        return await reply.get()
-    except Dropped:
-        raise unavailable(DROPPED) from None
-    except trio.Cancelled:
-        if lease:
-            lease.keep_until(reply)
-        raise

@@ -14,7 +14,8 @@ import logging
 import math
 import resource
 import socket
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -245,20 +246,34 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.stream)
 
 
-async def serve(door: Door, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+@asynccontextmanager
+async def listening(host: str, port: int) -> AsyncIterator[list[trio.SocketListener]]:
+    """The port, had before anything else is; whoever connects early waits. Raises OSError that names it."""
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as trouble:
+        raise OSError(trouble.errno, f"{trouble.strerror or trouble}: {host} port {port}") from trouble
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.socket.close()
+
+
+async def serve(
+    door: Door,
+    listeners: "list[trio.SocketListener]",
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Serve one door until `stopping` is set, then at most `drain_seconds` more; started with the port.
 
     At the stop no connection is taken any more, idle ones are closed, requests under way are answered, streams are
-    closed with 1001. Raises OpenToAllError, or OSError where the port cannot be had.
+    closed with 1001. Raises OpenToAllError.
     """
     settings = door.settings
     if door.gate.open and not _is_loopback(settings.host):
         raise OpenToAllError(settings.host)
-    try:
-        listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
-    except OSError as trouble:
-        where = f"{settings.host} port {settings.port}"
-        raise OSError(trouble.errno, f"{trouble.strerror or trouble}: {where}") from trouble
     connections = _Connections(door)
     async with trio.open_nursery() as watching:
         await watching.start(door.watch.run)

@@ -29,9 +29,9 @@ def one_line() -> Iterator[None]:
         raise
     except BaseException as error:
         leaves = list(_leaves(error))
-        lines = [line for leaf in leaves if (line := _line(leaf))]
+        lines = {leaf: line for leaf in leaves if (line := _line(leaf))}
         if len(lines) == len(leaves):
-            raise Failure(lines[0]) from error
+            raise Failure(lines[min(leaves, key=_is_consequence)]) from error
         raise
 
 
@@ -42,6 +42,13 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """Whether it only says that something else has ended the log."""
+    from store.recorder import NotRecorded
+
+    return isinstance(error, NotRecorded)
 
 
 def _line(error: BaseException) -> str | None:
@@ -59,15 +66,16 @@ def operating_errors() -> tuple[type[BaseException], ...]:
     """Looked up only when something has gone wrong: the commands start faster without these modules."""
     from actors.supervision import GivenUp
     from events.wire import UnknownKind
+    from store.faults import Fault
     from store.files import FileError
     from store.following import LogGap
     from store.opening import OpeningError
-    from store.recorder import NotRecorded, TurnError
+    from store.recorder import EndsGivenUp, NotRecorded
     from store.replay import OutsideLogError, StaleViewsError
 
     from .config import ConfigError
 
-    store = (FileError, LogGap, NotRecorded, OpeningError, OutsideLogError, StaleViewsError, TurnError)
+    store = (EndsGivenUp, Fault, FileError, LogGap, NotRecorded, OpeningError, OutsideLogError, StaleViewsError)
     return ConfigError, GivenUp, UnknownKind, *store
 
 

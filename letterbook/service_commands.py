@@ -38,17 +38,19 @@ def serve(config_path: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON: ok, and the error.")
 @config_option
 def check_config(as_json: bool, config_path: Path | None) -> None:
-    """Say what is wrong with the configuration, as a start would, without starting."""
+    """Say what is wrong with the configuration, the database and the key file, as a start would, without starting."""
     try:
         with one_line():
-            from store.file_access import check_key
+            from store.examining import examine
 
             config = configured(config_path)
-            check_key(config.storage.db_path, config.storage.key_file)
+            warnings = examine(config.storage.db_path, config.storage.key_file)
     except Failure as failure:
         if as_json:
             print_json({"ok": False, "error": failure.message})
         raise
+    for line in warnings:
+        click.echo(f"letterbook: {line}", err=True)
     if as_json:
         print_json({"ok": True})
     else:

@@ -52,9 +52,10 @@ from gateway.door import Door
 from gateway.settings import LIST_LIMIT, Settings
 from store import reading
 from store.clock import Clock, SystemClock
+from store.files import see_unlocked
 from store.housekeeping import MB, disk_low, figures
-from store.opening import Store, open_store
-from store.recorder import NotRecorded
+from store.opening import OpeningError, Store, open_store
+from store.recorder import EndsGivenUp, NotRecorded
 from store.worklists import dispatch_row, living_accounts
 
 from .config import Config
@@ -72,6 +73,10 @@ END_RECORDING_S = 3.0
 """After the drain deadline, cancelled senders have this long to record how far they had come."""
 
 DISK_LOOK_S = 1.0
+
+ROOM_AGAIN = 1.1
+"""A disk that was low is so until there is a tenth more than `min_free_mb`: else a file that comes and goes would have
+the service say yes and no by turns."""
 
 SWITCH_INTERVAL_S = 0.0002
 """The loop holds Python's lock for so long before the writer's thread may have it; the default of 5 ms starved it."""
@@ -102,10 +107,8 @@ class Disk:
     def low(self) -> bool:
         return self._low
 
-    async def watch(self) -> None:
-        while True:
-            await trio.sleep(DISK_LOOK_S)
-            self._low = disk_low(self._path, self._min_free_mb)
+    def look(self) -> None:
+        self._low = disk_low(self._path, self._min_free_mb * (ROOM_AGAIN if self._low else 1.0))
 
     def gauges(self) -> dict[str, float]:
         """Sizes in bytes, and what follows from how they grow."""
@@ -136,7 +139,7 @@ class System:
         self.stop = stop
         self.lines = lines
         self.version = installed_version("letterbook")
-        self.disk = Disk(config, store)
+        self._disk = Disk(config, store)
         self.retention = Retention(
             store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
         )
@@ -152,7 +155,7 @@ class System:
             give_controls,
             settings(config),
             stopping=stop.asked,
-            disk_low=self.disk.low,
+            disk_low=lambda: self._no_room,
             version=self.version,
             remarks=self._remarks,
             gauges=self._gauges,
@@ -171,7 +174,7 @@ class System:
             world.chance,
             batch_size=config.delivery.batch_size_per_account,
             longest_sleep_s=config.delivery.send_interval_seconds,
-            disk_low=self.disk.low,
+            disk_low=lambda: self._no_room,
             expiry=lambda: not self.retention.paused_for_s,
         )
 
@@ -213,7 +216,7 @@ class System:
             interval_s=config.fetch.interval_seconds,
             batch_max=config.delivery.max_batch,
             bell=self._bells["fetcher"],
-            accepting=lambda: not (self.disk.low() or self.door.over_backlog),
+            accepting=lambda: not (self._no_room or self.door.over_backlog),
         ).run()
 
     async def _report(self, url: str | None) -> None:
@@ -223,6 +226,21 @@ class System:
             bell = self._bells["reporter"]
             await Reporter(self.store, self.world.client, url, self.world.chance, bell=bell).run()
 
+    # Room on the disk
+
+    @property
+    def _no_room(self) -> bool:
+        """Whether nothing new is begun: little of the disk is left, or the log takes nothing at this moment."""
+        return self._disk.low() or self.store.trouble is not None
+
+    async def _watch_disk(self) -> None:
+        while True:
+            await trio.sleep(DISK_LOOK_S)
+            before = self._no_room
+            self._disk.look()
+            if before and not self._no_room and self.delivery:
+                self.delivery.look_again()
+
     # What others ask
 
     def _remarks(self) -> tuple[str, ...]:
@@ -230,7 +248,7 @@ class System:
 
     def _gauges(self) -> Mapping[str, float]:
         connections = self.delivery.pool.connections() if self.delivery else {}
-        return {"connections": sum(connections.values()), **self.disk.gauges()}
+        return {"connections": sum(connections.values()), **self._disk.gauges()}
 
     def _labelled(self) -> Mapping[str, Mapping[str, float]]:
         if self.lines is None:
@@ -274,7 +292,7 @@ class System:
         """The outer layers, for as long as the service runs; they hold nothing that must be finished."""
         url = self.config.fetch.url
         async with trio.open_nursery() as outer:
-            outer.start_soon(self.disk.watch)
+            outer.start_soon(self._watch_disk)
             outer.start_soon(keep, "reporter", partial(self._report, url))
             outer.start_soon(keep, "retention", self.retention.run)
             if url is not None:
@@ -304,7 +322,10 @@ class System:
     async def _first_facts(self) -> None:
         """What configuration decides becomes facts before anything else happens."""
         started = ServiceStarted(version=self.version, recovery=self.store.recovered.label)
-        await self.store.record([Draft(started)], urgent=True)
+        try:
+            await self.store.record([Draft(started)], urgent=True)
+        except NotRecorded as error:
+            raise OpeningError(f"{self.store.path} takes nothing, for {error}: mend that, then start again") from None
         if (account := default_account(self.config)) is not None:
             await self._ask(SaveAccount(account))
         if not self.config.scheduler.active and (await self.store.read(dispatch_row)).since_us == 0:
@@ -385,7 +406,8 @@ def default_account(config: Config) -> payloads.Account | None:
 
 @asynccontextmanager
 async def running(config: Config, world: World, stop: Stop, lines: Lines | None = None) -> AsyncIterator[System]:
-    """A service without HTTP, from the block's beginning to its end. Raises FileError, OpeningError, GivenUp.
+    """A service without HTTP, from the block's beginning to its end. Raises FileError, OpeningError, Fault, GivenUp,
+    and at the end EndsGivenUp.
 
     `lines` are where each message's end is told.
     """
@@ -405,6 +427,8 @@ async def running(config: Config, world: World, stop: Stop, lines: Lines | None 
                 yield system
             finally:
                 stop.asked.set()
+    if attempts := store.recorder.given_up:
+        raise EndsGivenUp(store.path, attempts, store.trouble)
 
 
 @asynccontextmanager
@@ -437,14 +461,17 @@ async def serve(
 ) -> None:
     """The whole service, until `stopping`; `stopping_now` cuts the drain short, `ready` hears where it listens.
 
-    Raises FileError, OpeningError, GivenUp, and OSError where the port cannot be had.
+    Raises FileError, OpeningError, Fault, GivenUp, EndsGivenUp, and OSError where the port cannot be had.
     """
+    # Whoever starts it twice hears of the first, and not of its port; and without a port nothing is made.
+    see_unlocked(config.storage.db_path)
     async with (
+        server.listening(config.server.host, config.server.port) as listeners,
         real_world() as world,
         running(config, world, Stop(stopping, stopping_now), lines) as system,
         trio.open_nursery() as nursery,
     ):
-        port = await nursery.start(server.serve, system.door)
+        port = await nursery.start(server.serve, system.door, listeners)
         if ready:
             ready(Serving(config.server.host, port))
 

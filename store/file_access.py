@@ -11,9 +11,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from . import replay, verifying
-from .files import FileError, WrongKey, hold_lock, read_mark, read_or_make_key
+from .faults import faults_of
+from .files import FileError, hold_lock, read_mark, read_or_make_key
 from .opening import connect
-from .schema import migrate
+from .schema import applied, migrate
 from .secrets import Secrets
 
 _META = "select value from meta where name = ?"
@@ -26,10 +27,10 @@ class NoLog(FileError):
 
 @contextmanager
 def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection in autocommit that can only read. Raises NoLog, also for what SQLite says later."""
+    """A connection in autocommit that can only read. Raises NoLog, and Fault also for what SQLite says later."""
     _find(path)
-    with _explained(path), closing(connect(path, read_only=True)) as connection:
-        log_id(connection)
+    with faults_of(path), closing(connect(path, read_only=True)) as connection:
+        _see_ours(path, connection)
         yield connection
 
 
@@ -44,11 +45,8 @@ def moment(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def log_id(connection: sqlite3.Connection) -> str:
-    """The log's id. Raises sqlite3.DatabaseError where this is no log of ours."""
-    found = connection.execute(_META, ("log",)).fetchone()
-    if found is None:
-        raise sqlite3.DatabaseError("it holds no log yet")
-    return str(found[0])
+    """The log's id."""
+    return str(connection.execute(_META, ("log",)).fetchone()[0])
 
 
 def secrets_of(connection: sqlite3.Connection, key_file: Path) -> Secrets | None:
@@ -58,19 +56,6 @@ def secrets_of(connection: sqlite3.Connection, key_file: Path) -> Secrets | None
     except FileError:
         return None
     return secrets if connection.execute(_META, ("key",)).fetchone() == (secrets.key_id,) else None
-
-
-def check_key(path: Path, key_file: Path) -> None:
-    """Whether the service could open this log with this key; nothing is made. Raises FileError."""
-    if not path.exists() or path.stat().st_size == 0:
-        if key_file.exists():
-            read_or_make_key(key_file, True, os.urandom)
-        return
-    key_id = Secrets(read_or_make_key(key_file, True, os.urandom), os.urandom).key_id
-    with open_to_read(path) as connection:
-        (wanted,) = connection.execute(_META, ("key",)).fetchone()
-    if key_id != wanted:
-        raise WrongKey(key_file, key_id, wanted)
 
 
 def verify(path: Path, progress: verifying.Progress | None = None) -> tuple[verifying.Verdict, bool]:
@@ -86,22 +71,19 @@ def verify(path: Path, progress: verifying.Progress | None = None) -> tuple[veri
 
 def rebuild(path: Path, progress: replay.Progress | None = None) -> int:
     """Fold all views anew, in place; how many facts were folded. Raises Locked where a service runs, and NoLog."""
-    _find(path)
-    with hold_lock(path), _explained(path), closing(connect(path)) as connection:
-        log_id(connection)
+    with open_to_read(path):
+        pass
+    with hold_lock(path), faults_of(path), closing(connect(path)) as connection:
         migrate(connection)
         return replay.rebuild(connection, progress)
 
 
 def _find(path: Path) -> None:
     """SQLite would say only that it is unable to open it."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise NoLog(f"{path} is no file: name the database by --db, or its configuration by --config")
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise NoLog(f"{path} cannot be read as a log: {error}") from error
+def _see_ours(path: Path, connection: sqlite3.Connection) -> None:
+    if not applied(connection) or connection.execute(_META, ("log",)).fetchone() is None:
+        raise NoLog(f"{path} holds no log of ours: name the database by --db, or its configuration by --config")

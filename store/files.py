@@ -48,7 +48,9 @@ class Locked(FileError):
 
 class LockUnusable(FileError):
     def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"the lock file {path} cannot be used: {error.strerror}")
+        super().__init__(
+            f"the lock file {path} cannot be used ({error.strerror}): let the service's user read and write it"
+        )
 
 
 class KeyMissing(FileError):
@@ -63,17 +65,22 @@ class KeyMalformed(FileError):
 
 class KeyUnreadable(FileError):
     def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"the key file {path} cannot be read or made: {error.strerror}")
+        super().__init__(
+            f"the key file {path} cannot be read or made ({error.strerror}): let the service's user do both"
+        )
 
 
 class WrongKey(FileError):
     def __init__(self, path: Path, key_id: str, wanted_id: str) -> None:
-        super().__init__(f"the key file {path} holds the key {key_id}, but this log was made with the key {wanted_id}")
+        super().__init__(
+            f"the key file {path} holds the key {key_id}, but this log was made with the key {wanted_id}: put that one"
+            " back"
+        )
 
 
 class MarkUnreadable(FileError):
     def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"the mark file {path} cannot be read: {error.strerror}")
+        super().__init__(f"the mark file {path} cannot be read ({error.strerror}): let the service's user read it")
 
 
 class Mark(Struct, frozen=True):
@@ -90,6 +97,18 @@ def lock_path(db_path: Path) -> Path:
     return Path(f"{db_path}.lock")
 
 
+def see_unlocked(db_path: Path) -> None:
+    """Raises Locked where another process holds the lock now; nothing is made."""
+    try:
+        descriptor = os.open(lock_path(db_path), os.O_RDWR)
+    except OSError:
+        return
+    try:
+        _take(descriptor, db_path)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def hold_lock(db_path: Path) -> Iterator[None]:
     """Hold the database's lock, or raise Locked. The file stays: removing it would let two processes hold two files."""
@@ -100,8 +119,10 @@ def hold_lock(db_path: Path) -> Iterator[None]:
         raise LockUnusable(path, error) from error
     try:
         _take(descriptor, db_path)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        # The pid is for whoever comes second; on a full disk that one hears only of another process.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -148,6 +169,7 @@ class MarkKeeper:
         self._log = log
         self._written = 0
         self._next_us: int | None = None
+        self.failing = False
 
     def keep(self, seq: int, monotonic_us: int) -> OSError | None:
         """Write the mark if it is a second old; what kept it from being written is only worth a line in the log."""
@@ -161,8 +183,9 @@ class MarkKeeper:
         try:
             write_mark(self._db_path, Mark(self._log, seq))
         except OSError as error:
+            self.failing = True
             return error
-        self._written = seq
+        self._written, self.failing = seq, False
         return None
 
 

@@ -223,6 +223,7 @@ class Housekeeper:
         self._asked = 0
         self._idle_ticks = 0
         self._last_wal = NO_WAL
+        self._put_off = False
         self.growth = Growth()
 
     def ask_for_truncating(self) -> None:
@@ -246,12 +247,16 @@ class Housekeeper:
     def tick(self) -> Chore | None:
         """Look, and do what is to be done now. A full disk or a busy file only puts it off to a later tick."""
         try:
-            return self._tick()
+            done = self._tick()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in PASSING:
                 raise
-            logger.warning("housekeeping is put off: %s", error)
+            if not self._put_off:
+                logger.warning("housekeeping is put off: %s", error)
+            self._put_off = True
             return None
+        self._put_off = False
+        return done
 
     def _tick(self) -> Chore | None:
         wal = self._index.look()
@@ -288,7 +293,7 @@ def disk_free_bytes(db_path: Path) -> int:
     return shutil.disk_usage(db_path.absolute().parent).free
 
 
-def disk_low(db_path: Path, min_free_mb: int) -> bool:
+def disk_low(db_path: Path, min_free_mb: float) -> bool:
     """Whether less is free than the configuration asks for; never where it asks for nothing."""
     return min_free_mb > 0 and disk_free_bytes(db_path) < min_free_mb * MB
 

@@ -9,6 +9,7 @@ That is all there is to the store's outside: record, follow, read.
 """
 
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -26,10 +27,12 @@ from events.wire import decode_row
 from .beside import Beside
 from .clock import Clock
 from .erasing import erase_step
+from .examining import examine, is_log
+from .faults import Fault, faults_of
 from .files import MarkKeeper, WrongKey, hold_lock, read_mark, read_or_make_key
 from .following import Follower, Hub
 from .housekeeping import MB, Growth, Housekeeper, Relief, WalIndex
-from .recorder import InlineTurner, Lost, NotRecorded, Recorder, ThreadTurner, Turner
+from .recorder import InlineTurner, NotRecorded, Recorder, ThreadTurner, Turner
 from .recovery import Decision, decide
 from .replay import rebuild
 from .schema import PUT_BACK, VIEW_VERSIONS, migrate
@@ -44,6 +47,9 @@ READERS_MAX = 4
 
 LOG_ID_BYTES = 8
 WAL_MB_MAX = 16
+WAL_KEPT_BYTES = 2 * WAL_MB_MAX * MB
+"""What load writes past the limit is kept for the next load; what a long reader has let it grow to is given back."""
+
 ERASE_LOOK_S = 1.0
 """Erasing is never urgent: a crash may always put it off to the next start."""
 
@@ -51,6 +57,9 @@ ERASE_RESTS = 3.0
 """After a step of erasing the writer is left alone for three times as long as that took: attempts have the rest."""
 
 DRAIN_S = 3.0
+
+READ_AGAIN_S = 0.5
+"""A reading that a full disk or another program has kept from its moment is tried again."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -80,6 +89,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
         connection.execute("pragma wal_autocheckpoint = 0")
+        connection.execute(f"pragma journal_size_limit = {WAL_KEPT_BYTES}").close()
         connection.execute("pragma cache_size = -65536")
         # What is freed is overwritten: erasing counts on it.
         connection.execute("pragma secure_delete = on").close()
@@ -87,19 +97,47 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 class Readers:
-    """Reading connections, lent out one a call; in threads, or inline where there are none."""
+    """Reading connections, lent out one a call; in threads, or inline where there are none.
+
+    Where the database cannot be read, nobody who asked could go on: `watch` ends the store by the Fault, and the askers
+    wait for that.
+    """
 
     def __init__(self, path: Path, threaded: bool) -> None:
         self._path = path
         self._free: list[sqlite3.Connection] = []
         self._limiter = trio.CapacityLimiter(READERS_MAX) if threaded else None
+        self._fault: Fault | None = None
+        self._broken = trio.Event()
 
     async def read(self, reading: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run `reading` within one read transaction."""
+        while True:
+            try:
+                return await self._try(reading)
+            except sqlite3.DatabaseError as error:
+                fault = Fault(self._path, error)
+                if not fault.known:
+                    raise
+            if fault.passing is None:
+                self.break_down(fault)
+            await trio.sleep(READ_AGAIN_S if fault.passing else math.inf)
+
+    async def _try(self, reading: Callable[[sqlite3.Connection], Result]) -> Result:
         if self._limiter:
             return await trio.to_thread.run_sync(self._lend, reading, limiter=self._limiter)
         await trio.lowlevel.checkpoint()
         return self._lend(reading)
+
+    def break_down(self, fault: Fault) -> None:
+        self._fault = fault
+        self._broken.set()
+
+    async def watch(self) -> None:
+        """Raises the Fault that a reading has met."""
+        await self._broken.wait()
+        assert self._fault is not None
+        raise self._fault
 
     def _lend(self, reading: Callable[[sqlite3.Connection], Result]) -> Result:
         """In the thread, so that there are never more connections than threads that read."""
@@ -160,9 +198,14 @@ class Store:
         """How many facts the slowest follower is behind."""
         return self._hub.lag()
 
-    def post(self, drafts: Sequence[Draft], lost: Lost, *, beside: Mapping[int, Beside] | None = None) -> None:
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written at this moment; None while all is well."""
+        return self.recorder.trouble
+
+    def post(self, drafts: Sequence[Draft], *, beside: Mapping[int, Beside] | None = None) -> None:
         """See `Recorder.post`."""
-        self.recorder.post(drafts, lost, beside=beside)
+        self.recorder.post(drafts, beside=beside)
 
     async def record(
         self,
@@ -203,20 +246,22 @@ async def open_store(
 ) -> AsyncIterator[Store]:
     """Open the store for writing and hold it until the block ends; then what is queued is written for `drain_s`.
 
-    Raises FileError (locked, key) and OpeningError (views to be rebuilt first). `threaded=False` runs everything
-    inline, for virtual time.
+    Raises FileError (locked, key), OpeningError (views to be rebuilt first), and Fault, also later. `threaded=False`
+    runs everything inline, for virtual time.
     """
     with ExitStack() as stack:
         wal_index = WalIndex(path)
         stack.callback(wal_index.close)
-        opened = _open(path, key_file, clock, entropy, stack)
+        with faults_of(path):
+            opened = _open(path, key_file, clock, entropy, stack)
+            chores = stack.enter_context(_closing(connect(path)))
         wal_index.open()
         writer = opened.writer
-        work = _Work(writer, opened.keeper, Relief(wal_index, writer.connection, wal_mb_max * MB), clock)
+        work = _Work(path, writer, opened.keeper, Relief(wal_index, writer.connection, wal_mb_max * MB), clock)
         turner: Turner = ThreadTurner(work.turn) if threaded else InlineTurner(work.turn)
         readers = Readers(path, threaded)
         stack.callback(readers.close)
-        housekeeper = Housekeeper(wal_index, stack.enter_context(_closing(connect(path))), threaded)
+        housekeeper = Housekeeper(wal_index, chores, threaded)
 
         async def read_page(after: int, limit: int) -> tuple[Entry, ...]:
             return await readers.read(lambda reading: page(reading, after, limit))
@@ -226,7 +271,8 @@ async def open_store(
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(recorder.run)
-                nursery.start_soon(housekeeper.run)
+                nursery.start_soon(_keep_house, housekeeper, path)
+                nursery.start_soon(readers.watch)
                 nursery.start_soon(work.erase, recorder, housekeeper)
                 try:
                     yield Store(path, clock, opened, recorder, hub, readers, wal_index, housekeeper.growth)
@@ -237,6 +283,11 @@ async def open_store(
         finally:
             turner.close()
         opened.keeper.finish(writer.last_seq)
+
+
+async def _keep_house(housekeeper: Housekeeper, path: Path) -> None:
+    with faults_of(path):
+        await housekeeper.run()
 
 
 class _Opened(Struct, frozen=True):
@@ -251,7 +302,9 @@ class _Opened(Struct, frozen=True):
 
 def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], bytes], stack: ExitStack) -> _Opened:
     """Lock, key, tables, and what recovery decided; that a backup was restored is on disk when it returns."""
-    log_exists = _is_there(path)
+    for line in examine(path, key_file):
+        logger.warning("%s", line)
+    log_exists = is_log(path)
     stack.enter_context(hold_lock(path))
     secrets = Secrets(read_or_make_key(key_file, log_exists, entropy), entropy)
     # It holds letters: like the key, it is its owner's alone. SQLite gives the files beside it the same mode.
@@ -284,16 +337,12 @@ def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def _is_there(path: Path) -> bool:
-    """SQLite makes an empty file before the first table: that is no log yet."""
-    return path.exists() and path.stat().st_size > 0
-
-
 class _Work:
     """What the writer's thread does: a turn; then the mark, for only what is on disk is marked; then room in the
     write-ahead file, and a step of erasing, if this turn was asked for it by a request without facts."""
 
-    def __init__(self, writer: Writer, keeper: MarkKeeper, relief: Relief, clock: Clock) -> None:
+    def __init__(self, path: Path, writer: Writer, keeper: MarkKeeper, relief: Relief, clock: Clock) -> None:
+        self._path = path
         self._writer = writer
         self._keeper = keeper
         self._relief = relief
@@ -301,19 +350,41 @@ class _Work:
         # What a crash left unerased is taken up again.
         self._erasing = True
         self._cut_wanted = False
+        self._fault: Fault | None = None
+        self._untidy = False
 
     def turn(self, requests: Sequence[Request]) -> TurnResult:
-        result = self._writer.turn(requests)
-        if error := self._keeper.keep(self._writer.last_seq, self._clock.monotonic_us()):
-            logger.warning("the mark file cannot be written: %s", error)
+        """Raises Fault; nothing of the turn is on disk then."""
+        if self._fault:
+            raise self._fault
+        with faults_of(self._path):
+            if not requests:
+                self._writer.probe()
+            result = self._writer.turn(requests)
+        self._mark()
         if any(isinstance(entry.fact, ContentErased) for entry in result.entries):
             self._erasing = True
-        try:
-            self._tidy(erase=not all(request.drafts for request in requests))
-        except sqlite3.Error as error:
-            # The turn is on disk, so its askers must not hear otherwise; the next turn tries again.
-            logger.warning("housekeeping between two turns failed: %s", error)
+        self._try_to_tidy(erase=not all(request.drafts for request in requests))
         return result
+
+    def _mark(self) -> None:
+        said = self._keeper.failing
+        error = self._keeper.keep(self._writer.last_seq, self._clock.monotonic_us())
+        if error and not said:
+            logger.warning("the mark file cannot be written: %s", error)
+
+    def _try_to_tidy(self, erase: bool) -> None:
+        """The turn is on disk, so its askers must not hear of an error here; the next turn tries again, or says it."""
+        try:
+            self._tidy(erase)
+        except sqlite3.Error as error:
+            fault = Fault(self._path, error)
+            self._fault = None if fault.passing else fault
+            if not self._untidy:
+                logger.warning("housekeeping between two turns failed: %s", fault)
+            self._untidy = True
+        else:
+            self._untidy = False
 
     def _tidy(self, erase: bool) -> None:
         self._relief.between_turns()

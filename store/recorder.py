@@ -14,18 +14,20 @@ So everybody who waits must be answered, whatever happens: `run` itself is shiel
 or an error, and answers NotRecorded to whoever is left.
 
 Errors. A full disk refuses at once what can be refused (accepts, starts, and whatever else is not an end), with
-NotRecorded; the ends of attempts stay queued and are tried again each second, for they say what has happened. The
-same holds while another program keeps the database locked. Any other error of SQLite leaves nothing that one could
-go on from: it stops the recorder, and with it the service.
-At the end `close` lets what is queued be written until a deadline and answers NotRecorded to the rest.
+NotRecorded; the ends of attempts stay queued and are tried again each second, for they say what has happened. Only
+when they are on disk, and a turn without requests has found room for more (`Writer.probe`), is everything taken again:
+nobody need ask in vain to find that out. The same holds while another program keeps the database locked. Any other
+error of SQLite leaves nothing that one could go on from: it stops the recorder, and with it the service.
+At the end `close` lets what is queued be written until a deadline and answers NotRecorded to the rest; the attempts
+whose ends were given up so are counted, for the next start finds them open.
 """
 
 import logging
 import queue
-import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
@@ -36,6 +38,7 @@ from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Draft, Entry
 
 from .beside import Beside
+from .faults import Fault
 from .writer import Recorded, Request, TurnResult
 
 FACTS_A_TURN_MAX = 2_000
@@ -54,21 +57,18 @@ class NotRecorded(Exception):
     """The facts are not in the log and will not be: the disk is full, or the service is stopping."""
 
 
-class TurnError(Exception):
-    """SQLite could not do the turn, and nothing of it is on disk. `passing` says why where that may pass, else None."""
+class EndsGivenUp(Exception):
+    """The log took the ends of some attempts no more before the service had to stop; the text is one line."""
 
-    def __init__(self, error: sqlite3.Error) -> None:
-        super().__init__(str(error))
-        code = getattr(error, "sqlite_errorcode", 0)
-        self.passing = _PASSING.get(code) or _PASSING.get(code & 0xFF)
+    def __init__(self, path: Path, attempts: int, trouble: str | None) -> None:
+        which = "the end of 1 attempt is" if attempts == 1 else f"the ends of {attempts} attempts are"
+        super().__init__(
+            f"{path}: {which} not in the log ({trouble or STOPPING}): the next start finds them open, and"
+            " whether they arrived is in doubt"
+        )
+        self.attempts = attempts
 
 
-_PASSING = {
-    sqlite3.SQLITE_FULL: "the disk is full",
-    # The index of the write-ahead log could not grow: SQLite has no better word for a disk that is full there.
-    sqlite3.SQLITE_IOERR_SHMSIZE: "the disk is full",
-    sqlite3.SQLITE_BUSY: "another program keeps the database locked",
-}
 STOPPING = "the service is stopping"
 
 
@@ -76,7 +76,7 @@ class Turner(Protocol):
     """How a turn is run: in a thread of its own, or inline."""
 
     async def turn(self, requests: Sequence[Request]) -> TurnResult:
-        """Raises TurnError."""
+        """Raises Fault, and then nothing of the turn is on disk. A turn without requests looks for room."""
 
     def close(self) -> None: ...
 
@@ -92,17 +92,10 @@ class InlineTurner:
 
     async def turn(self, requests: Sequence[Request]) -> TurnResult:
         await trio.lowlevel.checkpoint()
-        return _guarded(self._run, requests)
+        return self._run(requests)
 
     def close(self) -> None:
         pass
-
-
-def _guarded(run: RunTurn, requests: Sequence[Request]) -> TurnResult:
-    try:
-        return run(requests)
-    except sqlite3.Error as error:
-        raise TurnError(error) from error
 
 
 class ThreadTurner:
@@ -130,7 +123,7 @@ class ThreadTurner:
     def _work(self) -> None:
         while (requests := self._jobs.get()) is not None:
             try:
-                self._result = _guarded(self._run, requests)
+                self._result = self._run(requests)
             except BaseException as error:  # handed to the task that waits for this turn, which raises it
                 self._result = error
             try:
@@ -143,32 +136,30 @@ class ThreadTurner:
         self._thread.join()
 
 
-Lost = Callable[[str], None]
-"""Told why what was posted will not be in the log."""
-
-
 class _Asked(Struct, eq=False):
-    """A request that waits, and the task that waits for it, or else who is told when it is lost."""
+    """A request that waits, and the task that waits for it, if one does."""
 
     request: Request
     facts: int
     size: int
     task: trio.lowlevel.Task | None
-    lost: Lost | None = None
     recorded: Recorded | None = None
     reason: str = STOPPING
 
     @property
     def is_end(self) -> bool:
-        return any(isinstance(draft.fact, AttemptEnded | AttemptInterrupted) for draft in self.request.drafts)
+        return self.ends > 0
+
+    @property
+    def ends(self) -> int:
+        """How many attempts it ends."""
+        return sum(isinstance(draft.fact, AttemptEnded | AttemptInterrupted) for draft in self.request.drafts)
 
     def answer(self, recorded: Recorded | None, reason: str = STOPPING) -> None:
         self.recorded = recorded
         self.reason = reason
         if self.task:
             trio.lowlevel.reschedule(self.task)
-        elif recorded is None and self.lost:
-            self.lost(reason)
 
 
 def _never(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
@@ -176,9 +167,9 @@ def _never(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-def _asked(request: Request, task: trio.lowlevel.Task | None, lost: Lost | None = None) -> _Asked:
+def _asked(request: Request, task: trio.lowlevel.Task | None) -> _Asked:
     size = sum([each.size for each in request.beside.values()]) if request.beside else 0
-    return _Asked(request, len(request.drafts), size, task, lost)
+    return _Asked(request, len(request.drafts), size, task)
 
 
 _NOTHING_BESIDE: Mapping[int, Beside] = MappingProxyType({})
@@ -187,7 +178,8 @@ _NOTHING_BESIDE: Mapping[int, Beside] = MappingProxyType({})
 class Recorder:
     """The queue before the writer. `publish(entries, bytes)` is called after each turn, before anyone is answered.
 
-    `trouble` says why nothing can be written at this moment, None while all is well; `turns` counts those on disk.
+    `trouble` says why nothing can be written at this moment, None while all is well; `turns` counts those on disk, and
+    `given_up` the attempts whose ends will not be.
     """
 
     def __init__(self, turner: Turner, publish: Callable[[tuple[Entry, ...], int], None]) -> None:
@@ -203,6 +195,7 @@ class Recorder:
         self._shut = False
         self.trouble: str | None = None
         self.turns = 0
+        self.given_up = 0
 
     @property
     def waiting(self) -> int:
@@ -231,16 +224,15 @@ class Recorder:
             raise NotRecorded(asked.reason)
         return asked.recorded
 
-    def post(self, drafts: Sequence[Draft], lost: Lost, *, beside: Mapping[int, Beside] | None = None) -> None:
+    def post(self, drafts: Sequence[Draft], *, beside: Mapping[int, Beside] | None = None) -> None:
         """Record facts as urgent ones without waiting for them: they are written in the order in which they came, so
         before whatever is recorded as urgent from here on."""
-        asked = _asked(Request(drafts, beside or _NOTHING_BESIDE), None, lost)
-        if refusal := self._queue(asked, urgent=True):
-            lost(refusal)
+        self._queue(_asked(Request(drafts, beside or _NOTHING_BESIDE), None), urgent=True)
 
     def _queue(self, asked: _Asked, urgent: bool) -> str | None:
         """Put a request before the writer, or say why it cannot be."""
         if self._closed.is_set():
+            self.given_up += asked.ends
             return STOPPING
         if self.trouble and not asked.is_end:
             return self.trouble
@@ -249,7 +241,7 @@ class Recorder:
         return None
 
     async def run(self) -> None:
-        """Take turns until `close` has emptied the queues. Raises TurnError where one cannot go on."""
+        """Take turns until `close` has emptied the queues. Raises Fault where one cannot go on."""
         with self._scope:
             try:
                 await self._take_turns()
@@ -268,6 +260,8 @@ class Recorder:
                 await self._turn(self._taken)
             elif self._closed.is_set():
                 return
+            elif self.trouble:
+                await self._turn(())
             else:
                 self._bell = trio.Event()
                 await self._bell.wait()
@@ -287,21 +281,22 @@ class Recorder:
         return taken
 
     async def _turn(self, taken: Sequence[_Asked]) -> None:
+        """One turn; one for nobody, in trouble, looks whether that is over."""
         try:
             result = await self._turner.turn([asked.request for asked in taken])
-        except TurnError as error:
-            if error.passing is None:
+        except Fault as fault:
+            if fault.passing is None:
                 raise
-            await self._wait_for_better(taken, error.passing)
+            await self._wait_for_better(taken, fault.passing)
             return
         if self._shut:
             self._taken = ()
             self._refuse(taken)
             return
-        if self.trouble:
+        if self.trouble and not taken:
             logger.info("writing again: %s no longer", self.trouble)
             self.trouble = None
-        self.turns += 1
+        self.turns += bool(taken)
         if result.entries:
             self._publish(result.entries, result.size)
         self._taken = ()
@@ -310,7 +305,7 @@ class Recorder:
 
     async def _wait_for_better(self, taken: Sequence[_Asked], trouble: str) -> None:
         """Nothing can be written for now: refuse what can be refused, keep the ends, and try again in a while."""
-        if self.trouble is None:
+        if self.trouble != trouble:
             logger.error("%s: only the ends of attempts wait to be written, everything else is refused", trouble)
         self.trouble = trouble
         waiting = [*taken, *self._urgent, *self._queued]
@@ -324,12 +319,10 @@ class Recorder:
                 await self._closed.wait()
             else:
                 await trio.sleep_forever()
-        if not self._urgent:
-            # The next request finds out whether there is room again.
-            self.trouble = None
 
     def _refuse(self, asked: Sequence[_Asked], reason: str = STOPPING) -> None:
         for each in asked:
+            self.given_up += each.ends
             each.answer(None, reason)
 
     async def close(self, deadline: float) -> int:

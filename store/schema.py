@@ -7,6 +7,7 @@ work list `erasures`, and the views. The log is append-only by triggers.
 import sqlite3
 import types
 import typing
+from contextlib import closing
 from typing import Any
 
 from msgspec import Struct
@@ -65,6 +66,17 @@ migrations = Migrations("letterbook")
 def migrate(connection: sqlite3.Connection) -> None:
     """Make the tables, or bring them to today's shape."""
     migrations.apply(Database(connection, execute_plugins=False))
+
+
+def applied(connection: sqlite3.Connection) -> list[str]:
+    """The names of the migrations that have made its tables what they are; none where they are another program's."""
+    return [each.name for each in migrations.applied(Database(connection, execute_plugins=False))]
+
+
+def known() -> list[str]:
+    """The names of the migrations of this release."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        return [each.name for each in migrations.pending(Database(empty, execute_plugins=False))]
 
 
 @migrations()

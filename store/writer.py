@@ -27,6 +27,9 @@ from .chain import FORMAT, GENESIS, LogRow, commit_hash
 from .folding import Folding
 from .views.messages import MessageRow
 
+PROBE_BYTES = 1_000_000
+"""With less room than that the next few letters would find the disk full again."""
+
 _WITH_MORE = frozenset({AttemptStarted, MessageAccepted, MessageRejected, ContentErased, AccountRemoved})
 
 INCOMPLETE = Refusal("another fact of the same request did not fit")
@@ -45,6 +48,8 @@ _LETTERS = (
 )
 """The letters of these revisions; one that was erased has no content."""
 _HISTORY = "select seq, at_us, kind, version, message, account, data from log where message = ? order by seq"
+_PROBE = "insert or replace into secrets values ('', zeroblob(?))"
+_PROBED = "delete from secrets where name = ''"
 _LAST = "select seq, at_us from log order by seq desc limit 1"
 _LAST_HASH = "select hash from commits order by last_seq desc limit 1"
 
@@ -176,6 +181,18 @@ class Writer:
         else:
             self.last_seq = seq
         return TurnResult(recorded, tuple(turn.entries), sum(len(row[-1]) for row in turn.rows))
+
+    def probe(self) -> None:
+        """Raises sqlite3.Error where the disk would not take an ordinary commit. What is put in is taken out again in
+        the same commit, and is written all the same, since what is freed is overwritten (`secure_delete`)."""
+        self.connection.execute("begin immediate")
+        try:
+            self.connection.execute(_PROBE, (PROBE_BYTES,))
+            self.connection.execute(_PROBED)
+            self.connection.execute("commit")
+        except BaseException:
+            self._roll_back()
+            raise
 
     def _begin(self) -> None:
         self.connection.execute("begin immediate")

@@ -41,10 +41,11 @@ class Said(NamedTuple):
 
 class Service:
     """One log, and the process that serves it, which may be stopped and started again. `settings` are named by section
-    and key: `delivery_max_retries=0`."""
+    and key: `delivery_max_retries=0`. `within` is a command that runs the process elsewhere."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, object], within: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.within = within
         self.db = folder / "letterbook.db"
         self.key_file = folder / "letterbook.key"
         self.url = ""
@@ -89,7 +90,11 @@ class Service:
         self._starts += 1
         with (self.folder / f"serve-{self._starts}.err").open("wb") as errors:
             self.process = subprocess.Popen(
-                letterbook("serve"), cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=errors
+                [*self.within, *letterbook("serve")],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
             )
         with trio.fail_after(START_S_MAX):
             self.url = await self._listening()
@@ -240,7 +245,7 @@ class Service:
     async def run(self, *words: object, **settings: object) -> Said:
         """A command of ours under this service's configuration, with some settings changed."""
         changed = {f"LETTERBOOK_{name}".upper(): str(value) for name, value in settings.items()}
-        return await run(letterbook(*words), self.folder, self.environment | changed)
+        return await run([*self.within, *letterbook(*words)], self.folder, self.environment | changed)
 
     async def run_all(self, commands: Iterable[Sequence[object]]) -> list[str]:
         """Several commands in one process, each of which must succeed and says one line."""
@@ -263,9 +268,11 @@ def letterbook(*words: object) -> list[str]:
     return [sys.executable, "-m", "letterbook", *map(str, words)]
 
 
-async def run(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Said:
+async def run(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], within_s: float = WAIT_S_MAX
+) -> Said:
     """Run a command to its end."""
-    with trio.fail_after(WAIT_S_MAX):
+    with trio.fail_after(within_s):
         done = await trio.run_process(
             command, cwd=folder, env=environment, capture_stdout=True, capture_stderr=True, check=False
         )

@@ -20,7 +20,7 @@ from events.message import DoubtResolved, MessageAccepted, MessageRejected
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.values import Outcome
 from gateway.door import Door
-from gateway.server import serve
+from gateway.server import listening, serve
 from gateway.settings import Settings
 from store import reading
 from store.beside import LetterRow, Replies, Sealed
@@ -226,7 +226,8 @@ async def serve_it(door: Door, *, task_status: Any) -> None:
     closed = trio.Event()
     setattr(door, _CLOSED, closed)
     try:
-        await serve(door, task_status=task_status)
+        async with listening(door.settings.host, door.settings.port) as listeners:
+            await serve(door, listeners, task_status=task_status)
     finally:
         closed.set()
 

@@ -225,7 +225,7 @@ async def test_without_a_token_only_this_machine_is_served(tmp_path):
         door = service.door
         door.settings = msgspec.structs.replace(door.settings, host="0.0.0.0")
         with pytest.raises(OpenToAllError, match="api_token"):
-            await serve(door)
+            await serve(door, [])
 
 
 async def test_a_client_that_is_refused_early_still_sees_the_answer(tmp_path):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 from letterbook.failures import operating_errors
+from store.faults import ROWS
 
 from .source import modules
 
@@ -39,6 +40,7 @@ def logged() -> Iterator[str]:
 
 def ending() -> Iterator[str]:
     """What errors say that end a start or a service: said by whoever raises them, or by their class."""
+    yield from (f".. {row.sentence} (..)" for row in ROWS.values())
     names = _with_heirs({error.__name__ for error in operating_errors()}) - SAYS_FOR_ITSELF
     for module in modules().values():
         for node in ast.walk(module.tree):

@@ -186,9 +186,9 @@ def test_a_file_that_is_no_log_is_named_in_one_line(tmp_path):
     assert "is no file: name the database by --db" in complaint("log", "--db", tmp_path / "absent.db")
     nonsense = tmp_path / "nonsense.db"
     nonsense.write_bytes(b"nonsense " * 1000)
-    assert "cannot be read as a log" in complaint("pending", "--db", nonsense)
+    assert "is no SQLite database" in complaint("pending", "--db", nonsense)
     sqlite3.connect(tmp_path / "empty.db").close()
-    assert "cannot be read as a log" in complaint("verify", "--db", tmp_path / "empty.db")
+    assert "holds no log of ours" in complaint("verify", "--db", tmp_path / "empty.db")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.db", "nonsense.db"]
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import trio
 
 from events.fact import Draft
-from events.message import ContentErased, MessageHeld
+from events.message import ContentErased, MessageHeld, MessageWithdrawn
+from store.beside import LetterRow
 from store.clock import SystemClock, TrioClock
 from store.erasing import LETTERS_PER_STEP
-from store.housekeeping import Housekeeper, WalIndex, figures
-from store.opening import READERS_MAX, Readers, connect, open_store
+from store.housekeeping import MB, Housekeeper, WalIndex, figures
+from store.opening import READERS_MAX, WAL_KEPT_BYTES, Readers, Store, connect, open_store
 
 from .building import T0_US, accepted, account_saved, letter
 
@@ -73,7 +74,9 @@ async def test_looking_at_the_write_ahead_file_keeps_sqlites_locks(tmp_path: Pat
     path = tmp_path / "x.db"
     async with open_store(path, tmp_path / "x.key", clock=SystemClock()) as store:
         await store.record([account_saved()])
-        assert store.wal_index.look().bytes > 0
+        while not store.wal_index.look().bytes:
+            # The first tick cuts the file, in a thread, at a moment of its own.
+            await store.record([accepted(f"after {store.last_seq}")])
         assert _locked_by_us(Path(f"{path}-shm")) and _locked_by_us(path)
         figures(path, store.wal_index, store.growth)
         assert _locked_by_us(Path(f"{path}-shm")) and _locked_by_us(path)
@@ -107,6 +110,7 @@ async def test_erasing_goes_on_beside_other_turns_and_is_no_part_of_them(tmp_pat
             answer.seq
             for answer in (await store.record(drafts, beside=dict.fromkeys(range(many), letter("x")))).answers
         ]
+        await store.record([Draft(MessageWithdrawn(), message=number, account=1) for number in numbers])
         await store.record([Draft(ContentErased(letters=tuple((number, number) for number in numbers)))])
         left = [await store.read(_to_erase)]
         for number in numbers[:20]:
@@ -120,3 +124,36 @@ async def test_erasing_goes_on_beside_other_turns_and_is_no_part_of_them(tmp_pat
 
 def _to_erase(connection: sqlite3.Connection) -> int:
     return connection.execute("select count(*) from erasures").fetchone()[0]
+
+
+# The write-ahead file under load
+
+
+async def load(store: Store, turns: int, name: str) -> int:
+    """Turns of a tenth of a second of virtual time each, with letters of 100 KB; the file's largest size meanwhile."""
+    largest = 0
+    content = LetterRow(b"envelope", bytes(100_000), b"salt")
+    for turn in range(turns):
+        drafts = [accepted(f"{name}-{turn}-{n}") for n in range(10)]
+        await store.record(drafts, beside=dict.fromkeys(range(10), content))
+        await trio.sleep(0.1)
+        largest = max(largest, Path(f"{store.path}-wal").stat().st_size)
+    return largest
+
+
+async def test_the_write_ahead_file_stays_near_its_limit_and_shrinks_again_after_a_long_reader(
+    tmp_path: Path, autojump_clock
+):
+    clock = TrioClock(T0_US)
+    async with open_store(tmp_path / "l.db", tmp_path / "l.key", clock=clock, threaded=False, wal_mb_max=5) as store:
+        await store.record([account_saved()])
+        assert await load(store, 50, "before") < 10 * MB
+        reader = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        reader.execute("begin")
+        reader.execute("select count(*) from log").fetchone()
+        # Nothing that the reader may still need is overwritten: it grows by what is written meanwhile, and no faster.
+        assert WAL_KEPT_BYTES < await load(store, 45, "pinned") < 10 * MB + 45 * 1.3 * MB
+        reader.close()
+        await load(store, 8, "after")
+        assert Path(f"{store.path}-wal").stat().st_size <= WAL_KEPT_BYTES
+        assert store.wal_index.look().bytes < 10 * MB
