@@ -73,8 +73,10 @@ def decide(action: Action, chosen: Chosen, at: Moment) -> Decided:
 def resolved(row: MessageRow, resolution: Resolution, at: Moment, due_us: int | None = None) -> DoubtResolved:
     """A person's word about a held message; sent again, it is due at once or at `due_us`."""
     expires_us = None
-    if resolution == "resend" and row.expires_us <= at.now_us:
-        expires_us = lived_on(row, at)
+    if resolution == "resend":
+        # A moment and not the fact's stamp, which may be ahead of a clock that was set back.
+        due_us = at.now_us if due_us is None else due_us
+        expires_us = lived_on(row, at) if row.expires_us <= at.now_us else None
     return DoubtResolved(resolution=resolution, due_us=due_us, by=at.by, expires_us=expires_us)
 
 

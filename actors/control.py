@@ -27,6 +27,7 @@ from events.fact import OWN, Draft, Entry
 from events.lifecycle import FINAL
 from events.message import ContentErased, MessageHeld, MessageWithdrawn, Resolution
 from events.schedule import DispatchActivated, DispatchSuspended
+from events.service import ClockTrusted
 from events.values import CONTROL
 from store import choosing, reading
 from store.beside import Credentials, Sealed
@@ -36,7 +37,7 @@ from store.recorder import NotRecorded
 from store.secrets import Secrets
 from store.views.accounts import AccountRow
 from store.views.messages import MessageRow
-from store.worklists import STEP, asked_messages, dispatch_row, waiting_numbers
+from store.worklists import STEP, asked_messages, clock_row, dispatch_row, waiting_numbers
 from store.writer import Declined
 
 from .bulk import STATES, Moment, decide, resolved
@@ -240,7 +241,9 @@ class ControlActor:
                 return self._ring()
             case commands.Suspend():
                 return await self._suspend(by)
-            case commands.Activate(restored):
+            case commands.Activate(restored, trust_clock):
+                if trust_clock:
+                    await self._trust_clock(by)
                 return await self._activate(restored, by)
             case commands.SaveAccount(account):
                 return await self._save(account, by)
@@ -282,6 +285,10 @@ class ControlActor:
             await self._hold_all(by)
         await self._store.record([Draft(DispatchActivated(by=by, restored=chosen))], urgent=True)
         return {"ok": True, "active": True}
+
+    async def _trust_clock(self, by: str) -> None:
+        if (await self._store.read(clock_row)).doubted(self._store.clock.now_us()):
+            await self._store.record([Draft(ClockTrusted(by=by))], urgent=True)
 
     async def _hold_all(self, by: str) -> None:
         """Put aside whatever waits now. Dispatch is suspended, so nothing of it can start meanwhile."""

@@ -86,6 +86,7 @@ class Delivery:
         self.pool = SenderPool(store, network, policy, chance, self._scheduler, self, lambda: self._demand)
         self._give, self._candidates = trio.open_memory_channel[Sequence[Candidate]](policy.connections_max)
         self._deciding = trio.CancelScope()
+        self._ahead_us = store.clock.ahead_us()
         self.plans = 0
 
     # What senders and control call
@@ -105,7 +106,7 @@ class Delivery:
         self._limiter.give_back(number)
         self._scheduler.release(number, max(seq, 0))
         if seq < 0:
-            self._scheduler.rest(self._store.clock.now_us() + int(REST_S * MICROSECONDS))
+            self._scheduler.rest(self._now_us() + int(REST_S * MICROSECONDS))
         self._bell.ring()
 
     def run_now(self) -> None:
@@ -132,7 +133,7 @@ class Delivery:
         except NotRecorded:
             # The service is stopping: the next start will find them.
             return
-        state = _believed(await self._store.read(dispatching.unit_state), self._store.clock.now_us())
+        state = _believed(await self._read_state(), self._now_us())
         self._scheduler.start(state)
         await self._load_limits([row for row in state.accounts if not row.removed])
         async with trio.open_nursery() as unit:
@@ -141,6 +142,18 @@ class Delivery:
             unit.start_soon(self._drain, unit, stopping, drain_s)
             await self.pool.run()
             unit.cancel_scope.cancel()
+
+    async def _read_state(self) -> UnitState:
+        """All that the log says, and the clock as of the same moment: again, if it has stepped meanwhile."""
+        while True:
+            self._ahead_us = self._store.logged_ahead_us()
+            state = await self._store.read(dispatching.unit_state)
+            if self._ahead_us == self._store.logged_ahead_us():
+                return state
+
+    def _now_us(self) -> int:
+        """The clock, with those of its steps that have been folded."""
+        return self._store.clock.monotonic_us() + self._ahead_us
 
     async def _drain(self, unit: trio.Nursery, stopping: trio.Event, drain_s: float) -> None:
         await stopping.wait()
@@ -180,6 +193,8 @@ class Delivery:
                 for entry in batch.entries:
                     self._limiter.fold(entry, monotonic_us)
                     self._scheduler.fold(entry)
+                    if isinstance(entry.fact, ClockStepped):
+                        self._ahead_us += entry.fact.by_us
                 self._tell_pool(batch)
                 if self._scheduler.stirs(self._credit):
                     self._bell.ring()
@@ -199,7 +214,7 @@ class Delivery:
     async def _schedule(self) -> None:
         async with trio.open_nursery() as refills:
             while True:
-                began, now_us = trio.current_time(), self._store.clock.now_us()
+                began, now_us = trio.current_time(), self._now_us()
                 plan = self._scheduler.plan(now_us, self._credit, disk_low=self._disk_low(), expiry=self._expiry())
                 took_s = trio.current_time() - began
                 self.plans += 1
@@ -222,8 +237,7 @@ class Delivery:
             self.pool.bell.ring()
 
     async def _refill(self, windows: Sequence[tuple[int, int]]) -> None:
-        as_of, queues = await self._store.read(dispatching.queues, windows, WINDOW_MAX)
-        self._scheduler.refilled(as_of, queues)
+        self._scheduler.refilled(await self._store.read(dispatching.queues, windows, WINDOW_MAX))
         self._bell.ring()
 
     # Limiting
@@ -262,7 +276,6 @@ class Delivery:
     def _refuse(self, candidate: Candidate, refusal: Refused) -> list[Draft]:
         """No slot: the account rests until one is free, or its mail is refused where it asked for that. What is to be
         recorded; a message that is to fail stays out until that has been done."""
-        clock = self._store.clock
         if refusal.until_us is None:
             self._scheduler.release(candidate.number, 0)
             self._scheduler.block(candidate.account, None)
@@ -272,10 +285,10 @@ class Delivery:
         if self._rejects(candidate.account):
             failed = MessageFailed(cause="quota", by="rate limiter", revision=candidate.revision)
             return [self._about(candidate, failed)]
-        until_us = clock.now_us() + refusal.until_us - clock.monotonic_us()
+        until_us = refusal.until_us + self._ahead_us
         self._scheduler.release(candidate.number, 0)
         self._scheduler.block(candidate.account, until_us)
-        self._bell.no_later_than(trio.current_time() + (until_us - clock.now_us()) / MICROSECONDS)
+        self._bell.no_later_than(trio.current_time() + (until_us - self._now_us()) / MICROSECONDS)
         fact = AccountThrottled(until_us=until_us, window_s=refusal.window_s, limit=refusal.limit)
         return [self._about(candidate, fact)]
 
@@ -300,21 +313,21 @@ class Delivery:
             recorded = await self._store.record(drafts, urgent=True)
             seqs = [answer.seq for answer in recorded.answers]
         except NotRecorded:
-            self._scheduler.rest(self._store.clock.now_us() + int(REST_S * MICROSECONDS))
+            self._scheduler.rest(self._now_us() + int(REST_S * MICROSECONDS))
         for draft, seq in zip(drafts, seqs, strict=True):
             if isinstance(draft.fact, MessageFailed):
                 self.release(draft.message or 0, seq)
 
     async def _load_limits(self, accounts: Sequence[AccountRow]) -> None:
         """Give the limiter these accounts' limits, with what has counted in their windows so far."""
-        now_us, monotonic_us = self._store.clock.now_us(), self._store.clock.monotonic_us()
+        now_us, monotonic_us = self._now_us(), self._store.clock.monotonic_us()
         limited = [row.number for row in accounts if limits_of(row)]
         for number in limited:
             self._limiter.reading(number)
         as_of, counted = await self._store.read(dispatching.counted_as_of, limited, now_us) if limited else (0, {})
         for row in accounts:
             history = counted.get(row.number, NOTHING_COUNTED)
-            self._limiter.configure(row, history, as_of, now_us - monotonic_us, monotonic_us)
+            self._limiter.configure(row, history, as_of, self._ahead_us, monotonic_us)
 
 
 def _believed(state: UnitState, now_us: int) -> UnitState:

@@ -18,7 +18,7 @@ record, all or nothing: its token is in the same commit, and a token seen before
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import trio
@@ -35,6 +35,7 @@ from store.beside import LetterRow
 from store.opening import Store
 from store.recorder import BYTES_A_TURN_MAX, FACTS_A_TURN_MAX, NotRecorded
 from store.secrets import Secrets
+from store.views.clock import BELIEVED, ClockRow
 from store.views.messages import MessageRow
 from store.worklists import living_accounts
 from store.writer import Declined
@@ -68,12 +69,15 @@ class Proposal(Struct, frozen=True):
 
 
 class Known(Struct, frozen=True):
-    """What a judgement rests on: the policy, the living accounts (id to number), the digests' keys, the moment."""
+    """What a judgement rests on: the policy, the living accounts (id to number), the digests' keys, the moment, on
+    which side of the clock's steps it is, and whether the clock is believed."""
 
     policy: Policy
     accounts: Mapping[str, int]
     secrets: Secrets
     now_us: int
+    ahead_us: int = 0
+    clock: ClockRow = BELIEVED
 
 
 def judge(
@@ -86,6 +90,7 @@ def judge(
         accounts=known.accounts,
         now_us=known.now_us,
         default_priority=submission.default_priority,
+        clock=known.clock,
     )
     if isinstance(parsed, Fault):
         return reject(parsed, row, submission.by)
@@ -119,6 +124,7 @@ def _accept(parsed: Parsed, by: str, known: Known) -> Proposal:
         recipients=_digests(parsed, known.secrets),
         letter=digest,
         by=by,
+        asked_us=parsed.asked_us,
     )
     return Proposal(Draft(fact, message=OWN, account=known.accounts[parsed.account_id]), letter)
 
@@ -142,6 +148,7 @@ def _revise(parsed: Parsed, row: MessageRow, by: str, known: Known) -> Proposal 
         reach=reach,
         letter=digest,
         by=by,
+        asked_us=parsed.asked_us,
     )
     return Proposal(Draft(fact, message=row.number, account=known.accounts[parsed.account_id]), letter)
 
@@ -206,9 +213,15 @@ class _Case(Struct, eq=False):
             self.put(Decision(self.id, number=entry.message, seq=entry.seq))
 
 
-async def run_ingest(submissions: trio.MemoryReceiveChannel[Submission], store: Store, policy: Policy) -> None:
-    """Take submissions until their channel is closed. Each is answered once, or its reply is dropped."""
-    ingest = Ingest(store, policy)
+async def run_ingest(
+    submissions: trio.MemoryReceiveChannel[Submission],
+    store: Store,
+    policy: Policy,
+    clock_row: Callable[[], ClockRow] = lambda: BELIEVED,
+) -> None:
+    """Take submissions until their channel is closed. Each is answered once, or its reply is dropped. `clock_row` says
+    whether the clock is believed."""
+    ingest = Ingest(store, policy, clock_row)
     async for first in submissions:
         taken = [first, *_waiting(submissions)]
         try:
@@ -229,15 +242,16 @@ def _waiting(submissions: trio.MemoryReceiveChannel[Submission]) -> Iterator[Sub
 class Ingest:
     """The actor's one piece of state: the accounts as of the last look."""
 
-    def __init__(self, store: Store, policy: Policy) -> None:
+    def __init__(self, store: Store, policy: Policy, clock_row: Callable[[], ClockRow] = lambda: BELIEVED) -> None:
         self._store = store
+        self._clock_row = clock_row
         self._known = Known(policy, {}, store.secrets, 0)
         self._looked = False
 
     async def take(self, taken: Sequence[Submission]) -> None:
         """Judge, record and answer: the urgent first, each in order. What cannot be recorded is left unanswered."""
         self._looked = False
-        self._known = replace(self._known, now_us=self._store.clock.now_us())
+        self._look_at_clock()
         try:
             for urgent in (True, False):
                 plain = [each for each in taken if each.urgent == urgent and each.token is None]
@@ -247,6 +261,18 @@ class Ingest:
                     await self._take_whole(submission)
         except NotRecorded as error:
             logger.info("%d submissions were not taken: %s", len(taken), error)
+
+    def _look_at_clock(self) -> None:
+        clock = self._store.clock
+        self._known = replace(self._known, now_us=clock.now_us(), ahead_us=clock.ahead_us(), clock=self._clock_row())
+
+    async def _in_time(self, cases: Sequence[_Case]) -> Sequence[_Case]:
+        """The cases as they are judged by the clock of this moment: again, where it has stepped meanwhile. What is
+        recorded right after it stands on the same side of the step in the log."""
+        while self._known.ahead_us != self._store.clock.ahead_us():
+            self._look_at_clock()
+            cases = [case for case in cases if await self._propose(case)]
+        return cases
 
     async def _take_plain(self, submissions: Sequence[Submission], urgent: bool) -> None:
         """Bounded commits: a turn of the recorder may hold so much, and one record is never split."""
@@ -318,6 +344,7 @@ class Ingest:
     async def _settle(self, cases: Sequence[_Case], urgent: bool) -> None:
         """Record the cases; whoever is handed back is judged again from the row that it was judged by."""
         for _ in range(ROUNDS_MAX):
+            cases = await self._in_time(cases)
             if not cases:
                 return
             recorded = await self._store.record(_drafts(cases), beside=_letters(cases), urgent=urgent)
@@ -351,6 +378,7 @@ class Ingest:
     async def _record_whole(self, fetched: Draft, cases: Sequence[_Case]) -> bool:
         """Whether all of it is stored now, by this commit or by an earlier one with this token."""
         for _ in range(ROUNDS_MAX):
+            cases = await self._in_time(cases)
             recorded = await self._store.record([fetched, *_drafts(cases)], beside=_letters(cases, 1), whole=True)
             token, *answers = recorded.answers
             if isinstance(token, Declined) and token.reason == TOKEN_SEEN:

@@ -23,6 +23,7 @@ from msgspec import Struct
 from events.letter import Attachment, Envelope, Letter
 from events.payloads import AttachmentPayload, MessagePayload
 from events.values import CONTROL, MICROSECONDS, PRIORITY_LABELS, Address, parse_address, split_addresses
+from store.views.clock import BELIEVED, ClockRow
 
 DEFAULT_ACCOUNT = "default"
 """The account that `[smtp]` describes, for messages that name none."""
@@ -72,6 +73,7 @@ class Parsed(Struct, frozen=True):
     due_us: int
     expires_us: int
     size: int
+    asked_us: int | None = None
 
     @property
     def id(self) -> str:
@@ -148,8 +150,10 @@ def parse(
     accounts: Container[str],
     now_us: int,
     default_priority: int | None = None,
+    clock: ClockRow = BELIEVED,
 ) -> Parsed | Fault:
-    """Take a message apart. `accounts` are the ids of the living accounts; `default_priority` is the batch's own."""
+    """Take a message apart. `accounts` are the ids of the living accounts; `default_priority` is the batch's own;
+    `clock` says whether `now_us` is believed."""
     read = _read(raw)
     if read is None:
         return Fault(None, NOT_JSON)
@@ -157,7 +161,7 @@ def parse(
     if fault := _fault_of_id(read) or _missing(payload):
         return fault
     priority = policy.default_priority if default_priority is None else default_priority
-    return _Parsing(payload, read.wrong).parse(policy, accounts, now_us, priority)
+    return _Parsing(payload, read.wrong).parse(policy, accounts, now_us, priority, clock)
 
 
 def _read(raw: bytes | msgspec.Raw) -> _Read | None:
@@ -260,7 +264,9 @@ class _Parsing:
         self.reply_to = _as_list(payload.reply_to) if payload.reply_to else ()
         self.headers = {k: v for k, v in payload.headers.items() if v is not None} if payload.headers else {}
 
-    def parse(self, policy: Policy, accounts: Container[str], now_us: int, default_priority: int) -> Parsed | Fault:
+    def parse(
+        self, policy: Policy, accounts: Container[str], now_us: int, default_priority: int, clock: ClockRow
+    ) -> Parsed | Fault:
         payload = self.payload
         try:
             sender = self._sender()
@@ -277,10 +283,21 @@ class _Parsing:
             priority = _priority(payload.priority, default_priority)
         except _Wrong as fault:
             return Fault(payload.id, fault.reason, fault.field, fault.words)
-        due_us = now_us if payload.deferred_ts is None else max(now_us, _moment_us(payload.deferred_ts))
+        asked_us = 0 if payload.deferred_ts is None else _moment_us(payload.deferred_ts)
+        due_us = max(now_us, clock.asked_due_us(asked_us, now_us))
         envelope = Envelope(sender, tuple(recipients.values()), letter.subject)
         expires_us = _expiry_us(payload.expires_ts, due_us + policy.max_age_us)
-        return Parsed(letter, envelope, tuple(recipients), account_id, priority, due_us, expires_us, size)
+        return Parsed(
+            letter,
+            envelope,
+            tuple(recipients),
+            account_id,
+            priority,
+            due_us,
+            expires_us,
+            size,
+            asked_us if due_us > now_us else None,
+        )
 
     def _sender(self) -> str:
         """The envelope's sender: `return_path` (`<>` is nobody, RFC 5321 section 4.5.5), else `from`."""

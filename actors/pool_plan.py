@@ -85,7 +85,7 @@ class Place(Struct, eq=False):
 
 
 class Plan(Struct, frozen=True):
-    """Places to connect, places without mail to close, and when to plan again (wall clock). Of the places to close,
+    """Places to connect, places without mail to close, and when to plan again. Of the places to close,
     the relays of those that `hung` are unreachable."""
 
     connect: tuple[Place, ...]
@@ -175,8 +175,11 @@ class PoolPlan:
 
     # The plan
 
-    def plan(self, demand: Mapping[int, Wanted], account: Accounts, relay: Relays, now_us: int) -> Plan:
-        """What to do for the accounts in demand."""
+    def plan(
+        self, demand: Mapping[int, Wanted], account: Accounts, relay: Relays, now_us: int, wall_ahead_us: int = 0
+    ) -> Plan:
+        """What to do for the accounts in demand. Moments are of the monotonic clock, those of relays' rows of the wall
+        clock, which is so much ahead."""
         close = self.outdated(account, relay)
         have = Counter(place.account for place in self._places if not place.leaving)
         total = Counter(place.account for place in self._places)
@@ -190,7 +193,7 @@ class PoolPlan:
             if row is None or row.removed:
                 continue
             for _ in range(min(demand[number].connections - have[number], connections_allowed(row) - total[number])):
-                kind = self._may_connect(row, relay(row.relay), now_us, wakes)
+                kind = self._may_connect(row, relay(row.relay), now_us, wall_ahead_us, wakes)
                 short += kind == "full"
                 if kind == "full" and not have[number]:
                     starving[number] = 0 if demand[number].immediate else self._starving.get(number) or now_us
@@ -223,13 +226,13 @@ class PoolPlan:
         return place
 
     def _may_connect(
-        self, row: AccountRow, unreachable: RelayRow | None, now_us: int, wakes: list[int]
+        self, row: AccountRow, unreachable: RelayRow | None, now_us: int, wall_ahead_us: int, wakes: list[int]
     ) -> Kind | Literal["full"] | None:
         """The kind of place for one more connection; "full" where all places serve, None where it has to wait."""
         relay = row.relay
         if unreachable is not None:
-            if unreachable.until_us > now_us:
-                wakes.append(unreachable.until_us)
+            if (until_us := unreachable.until_us - wall_ahead_us) > now_us:
+                wakes.append(until_us)
                 return None
             return self._special("probe", relay, PROBES_MAX)
         standing = self._standing(relay)

@@ -6,8 +6,9 @@ in steps of STEP messages, each a commit of its own, so nothing else waits for l
 state than it read is refused by admission and met again, or not, in a later one.
 
 It cannot know whether the wall clock is right. So it compares it with the monotonic one, writes down every step of it,
-and after a large step lets nothing expire for an hour: a wrong clock must not expire a queue. Removed accounts are
-swept all the same, for that depends on no clock.
+and while the clock is doubted (`store/views/clock.py`) lets nothing expire and nothing go: a wrong clock must not
+expire a queue. Removed accounts are swept all the same, for that depends on no clock. Whoever else must know of the
+doubt asks here (`clock_row`), for here it is known in the very moment in which the clock is followed.
 
 Letting go can also be asked for (cleanup-messages), with another age; one at a time, so that every message is counted
 once. Whoever asks is believed, whatever the clock has done.
@@ -24,18 +25,17 @@ from msgspec.structs import replace
 
 from events.fact import Draft, Entry
 from events.message import ContentErased, MessageFailed, RetentionPassed
-from events.service import ClockStepped
 from events.values import MICROSECONDS
 from store.clock import COMPARE_EVERY_S
 from store.opening import Store
 from store.recorder import NotRecorded
-from store.recovery import CLOCK_BEHIND_US, EXPIRY_PAUSE_US
-from store.worklists import STEP, Expired, Finished, dispatch_row, expired, finished, orphaned
+from store.views.clock import BELIEVED, CLOCK, ClockRow, step
+from store.worklists import STEP, Expired, Finished, clock_row, dispatch_row, expired, finished, orphaned
 
 logger = logging.getLogger("letterbook.retention")
 
 ROUND_S = 1.0
-"""Mail fails within a second of its end; a round that finds nothing is four look-ups."""
+"""Mail fails within a second of its end; a round that finds nothing is five look-ups."""
 
 RETAIN_EVERY_S = 60.0
 """What was kept for days may be kept for a minute more."""
@@ -45,11 +45,12 @@ RETENTION = "retention"
 AGE_S_MAX = 100_000_000_000.0
 """Three thousand years: an older age is taken for this one, and fits the arithmetic."""
 
+DOUBT = "; for an hour nothing expires, and nothing that was asked for later goes early: set the clock if it is wrong"
+
 
 class State(Struct, frozen=True):
-    """Moments on the monotonic clock: until when nothing expires, and when to compare clocks and to let go next."""
+    """Moments on the monotonic clock: when to compare clocks and to let go next."""
 
-    paused_until_us: int = 0
     compare_at_us: int = 0
     retain_at_us: int = 0
 
@@ -58,26 +59,17 @@ class Round(Struct, frozen=True):
     """What a round is for, beside sweeping."""
 
     compare: bool
-    expire: bool
     retain: bool
 
 
 def plan(state: State, now_us: int) -> tuple[Round, State]:
     """The round of this moment (monotonic), and the state after it."""
-    trusted = now_us >= state.paused_until_us
-    this = Round(now_us >= state.compare_at_us, trusted, trusted and now_us >= state.retain_at_us)
+    this = Round(now_us >= state.compare_at_us, now_us >= state.retain_at_us)
     if this.compare:
         state = replace(state, compare_at_us=now_us + int(COMPARE_EVERY_S * MICROSECONDS))
     if this.retain:
         state = replace(state, retain_at_us=now_us + int(RETAIN_EVERY_S * MICROSECONDS))
     return this, state
-
-
-def stepped(state: State, moved_us: int, now_us: int) -> State:
-    """After the wall clock moved: a large step is not believed for an hour."""
-    if abs(moved_us) <= CLOCK_BEHIND_US:
-        return state
-    return replace(state, paused_until_us=max(state.paused_until_us, now_us + EXPIRY_PAUSE_US))
 
 
 def expiries(found: Sequence[Expired], now_us: int) -> list[Draft]:
@@ -107,21 +99,23 @@ def lettings(step: Finished, by: str) -> list[Draft]:
 
 
 class Retention:
-    """`keep_s` is how long results are kept once reported; `pause_us` what recovery said about the clock."""
+    """`keep_s` is how long results are kept once reported."""
 
-    def __init__(self, store: Store, keep_s: float, pause_us: int = 0) -> None:
+    def __init__(self, store: Store, keep_s: float) -> None:
         self._store = store
         self._keep_s = keep_s
         self._letting_go = trio.Lock()
-        now_us = store.clock.monotonic_us()
-        self._state = State(
-            paused_until_us=now_us + pause_us, compare_at_us=now_us + int(COMPARE_EVERY_S * MICROSECONDS)
-        )
+        self._state = State(compare_at_us=store.clock.monotonic_us() + int(COMPARE_EVERY_S * MICROSECONDS))
+        self._clock_row = store.clock_row
+
+    def clock_row(self) -> ClockRow:
+        """Whether the clock is believed, as of now."""
+        return self._clock_row
 
     @property
-    def paused_for_s(self) -> float:
-        """For how long nothing expires yet, because the clock moved: 0 where it is trusted."""
-        return max(0, self._state.paused_until_us - self._store.clock.monotonic_us()) / MICROSECONDS
+    def doubted(self) -> bool:
+        """Whether the clock has moved by so much that nothing expires by it yet."""
+        return self._clock_row.doubted(self._store.clock.now_us())
 
     async def run(self) -> None:
         """A round every ROUND_S, for ever. While nothing can be recorded, rounds do nothing."""
@@ -137,19 +131,21 @@ class Retention:
         this, self._state = plan(self._state, self._store.clock.monotonic_us())
         if this.compare:
             await self._compare_clocks()
+        self._clock_row = await self._store.read(clock_row)
         await self._sweep()
-        if this.expire and not self.paused_for_s:
+        if not self.doubted:
             await self._expire()
-        if this.retain and not self.paused_for_s:
+        if this.retain and not self.doubted:
             await self.let_go(None, RETENTION)
 
     async def _compare_clocks(self) -> None:
         moved_us = self._store.clock.step()
         if not moved_us:
             return
-        self._state = stepped(self._state, moved_us, self._store.clock.monotonic_us())
-        logger.warning("the clock moved by %.1f s; nothing expires for %.0f s", moved_us / 1e6, self.paused_for_s)
-        await self._store.record([Draft(ClockStepped(by_us=moved_us))], urgent=True)
+        fact = step(self._clock_row, moved_us, self._store.clock.now_us())
+        self._clock_row = CLOCK.evolve(self._clock_row, Entry(0, 0, None, None, fact)) or BELIEVED
+        logger.warning("the clock moved by %.1f s%s", moved_us / 1e6, DOUBT if self.doubted else "")
+        await self._store.record_step(Draft(fact))
 
     async def _sweep(self) -> None:
         while await self._end(sweepings(await self._store.read(orphaned))):

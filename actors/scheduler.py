@@ -22,6 +22,9 @@ messages, so nothing more of it is offered until the moment that came with the r
 attempts, a slot given back, or new limits. A refusal leaves the order alone, so nobody is overtaken.
 
 `plan` also says what is wanted: for each account how many connections could be used now. The sender pool opens them.
+Moments are of the clock as the facts that were folded say: a step of it counts from its fact, which also moves what
+waits. So nothing is ever judged by the clock of one side of a step and the waits of the other.
+
 Everything here is synchronous and touches nothing; `actors/delivery.py` is the loop around it.
 """
 
@@ -56,9 +59,9 @@ from events.message import (
     MessageWithdrawn,
 )
 from events.schedule import DispatchActivated, DispatchSuspended
-from events.service import ClockStepped
+from events.service import ClockStepped, ClockTrusted
 from events.waiting import WaitingFor, why_account
-from store.dispatching import NEVER_US, QueueRow, UnitState, first_recipients
+from store.dispatching import NEVER_US, QueueRow, Queues, UnitState, first_recipients
 from store.views import ACCOUNTS, DISPATCH, RELAYS
 from store.views.accounts import AccountRow, RelayRow
 from store.views.dispatch import ACTIVE, DispatchRow
@@ -74,7 +77,7 @@ loop for as long as it takes to take them in, and a reader for a fifth of a seco
 REFILL_BELOW = 40
 """A window that is incomplete is read again when fewer are left: what is left lasts while the read is under way."""
 
-_OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable, ClockStepped)
+_OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable, ClockStepped, ClockTrusted)
 """Facts after which mail may go that could not before, a relay needs a probe, or moments are others."""
 
 _CLOSING = (AccountPaused, AccountRemoved, AccountThrottled, DispatchSuspended)
@@ -233,6 +236,7 @@ class Scheduler:
         self._journal: list[_Insert | _Leave] = []
         self._refilling: list[tuple[int, int]] = []
         self._turn = 0
+        self._moved = 0
         self.position = 0
 
     # What the views say
@@ -240,6 +244,7 @@ class Scheduler:
     def start(self, state: UnitState) -> None:
         """Begin from what the views say as of a seq; the windows of accounts with waiting mail ask to be refilled."""
         self.position = state.seq
+        self._moved = state.moved
         self._dispatch = state.dispatch
         self._relays = {row.key: row for row in state.relays}
         for row in state.accounts:
@@ -287,8 +292,8 @@ class Scheduler:
     def _fold_rows(self, entry: Entry) -> None:
         kind = type(entry.fact)
         self._stirred |= kind in _OPENING or kind in _CLOSING
-        if kind is ClockStepped:
-            self._forget_moments()
+        if isinstance(entry.fact, ClockStepped | ClockTrusted):
+            self._stepped(entry, entry.fact)
         elif kind in ACCOUNTS.facts and entry.account is not None:
             self._fold_account(entry, entry.account)
         elif kind in RELAYS.facts:
@@ -312,12 +317,22 @@ class Scheduler:
         if not isinstance(entry.fact, AccountThrottled):
             known.blocked = False
 
-    def _forget_moments(self) -> None:
-        """The wall clock has moved, so moments at which a slot would be free are wrong: they are asked for again."""
+    def _stepped(self, entry: Entry, fact: ClockStepped | ClockTrusted) -> None:
+        """The wall clock has moved, so moments at which a slot would be free are wrong: they are asked for again. Where
+        what waits was moved with it, all windows are read anew, and no reading from before counts."""
+        self._rest_until_us = 0
         for known in self._accounts.values():
             known.blocked = False
             if known.row.throttled_until_us is not None:
                 known.take(replace(known.row, throttled_until_us=None))
+        if isinstance(fact, ClockStepped) and not fact.waits_us:
+            return
+        self._moved = entry.seq
+        self._where.clear()
+        for number, known in self._accounts.items():
+            self._live[number] = known
+            for window in known.windows:
+                window.replace((), False, entry.seq)
 
     # Windows
 
@@ -407,14 +422,21 @@ class Scheduler:
         """These windows are being read from the view: keep what is folded meanwhile."""
         self._refilling.extend(windows)
 
-    def refilled(self, as_of: int, queues: Iterable[Sequence[QueueRow]]) -> None:
-        """Take what was read for these windows, in their order, all of it as of one seq."""
+    def refilled(self, read: Queues) -> None:
+        """Take what was read for these windows, in their order, all of it as of one seq. What was read on the other
+        side of a step of the clock is read again."""
+        as_of, queues = read.as_of, read.queues
+        if read.moved != self._moved:
+            self._refilling.clear()
+            self._journal.clear()
+            self._stirred = True
+            return
         changed = {step.number: step for step in self._journal if step.seq > as_of}
         for (account, priority), rows in zip(self._refilling, queues, strict=True):
             self._refill(self._accounts[account].windows[priority], as_of, rows, changed)
-        read = frozenset(self._refilling)
+        refilled = frozenset(self._refilling)
         for step in changed.values():
-            if isinstance(step, _Insert) and (step.account, step.priority) in read:
+            if isinstance(step, _Insert) and (step.account, step.priority) in refilled:
                 self._put(self._accounts[step.account].windows[step.priority], step.item)
         self._refilling.clear()
         self._journal.clear()

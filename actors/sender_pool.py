@@ -206,9 +206,9 @@ class SenderPool:
                 self._scopes[place].cancel()
 
     def _carry_out(self, senders: trio.Nursery) -> float:
-        now_us = self._store.clock.now_us()
+        now_us = self._store.clock.monotonic_us()
         relay = self._forgiven if self._probe_now else self._relay
-        plan = self._plan.plan(self._demand(), self._books.account, relay, now_us)
+        plan = self._plan.plan(self._demand(), self._books.account, relay, now_us, self._store.clock.ahead_us())
         self._probe_now = False
         self._hung.update(plan.hung)
         self._close(plan.close)
@@ -265,7 +265,7 @@ class SenderPool:
         except RelayTrouble as trouble:
             await self._failed(place, account, trouble)
             return None
-        self._plan.answered(place, clock.now_us())
+        self._plan.answered(place, clock.monotonic_us())
         self.bell.ring()
         try:
             await self._note_reached(account)
@@ -275,7 +275,7 @@ class SenderPool:
         return connection
 
     async def _failed(self, place: Place, account: AccountRow, trouble: RelayTrouble) -> None:
-        if self._plan.refused(place, self._store.clock.now_us()):
+        if self._plan.refused(place, self._store.clock.monotonic_us()):
             await self._note_unreachable(account, trouble.reason, trouble.code, trouble.text)
 
     async def _connect(self, account: AccountRow) -> Connection:
@@ -324,7 +324,7 @@ class SenderPool:
             connection = kept
             carried += 1
             place.phase = "idle"
-            place.leaving |= self._plan.yields(place, self._store.clock.now_us())
+            place.leaving |= self._plan.yields(place, self._store.clock.monotonic_us())
         return connection
 
     async def _next(self, place: Place, account: AccountRow) -> Candidate | None:

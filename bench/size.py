@@ -129,10 +129,10 @@ async def _plans(store: Store) -> list[str]:
     while refills := scheduler.plan(now_us, lambda account: 0).refills:
         scheduler.refilling(refills)
         began = time.thread_time()
-        as_of, queues = await store.read(dispatching.queues, refills, WINDOW_MAX)
+        read = await store.read(dispatching.queues, refills, WINDOW_MAX)
         reads.append((time.thread_time() - began) * 1e3)
         began = time.thread_time()
-        scheduler.refilled(as_of, queues)
+        scheduler.refilled(read)
         takes.append((time.thread_time() - began) * 1e3)
     for _ in range(100):
         began = time.thread_time()

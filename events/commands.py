@@ -105,9 +105,11 @@ class Suspend(msgspec.Struct, frozen=True):
 
 
 class Activate(msgspec.Struct, frozen=True):
-    """Start dispatch; after a restored backup it must say what becomes of waiting mail."""
+    """Start dispatch; after a restored backup it must say what becomes of waiting mail. `trust_clock` says that the
+    clock, which has moved by much, is right."""
 
     restored: Literal["hold", "send"] | None = None
+    trust_clock: bool = False
 
 
 class SaveAccount(msgspec.Struct, frozen=True):

@@ -12,7 +12,8 @@ class MessageAccepted(Fact):
     """A message was taken: from here on it is ours to deliver or to explain.
 
     `recipients` are digests, one for each place in the envelope: a MAC of (id, canonical address).
-    `expires_us` is the moment at which it is given up if it still waits; `letter` is a MAC of its content.
+    `expires_us` is the moment at which it is given up if it still waits; `letter` is a MAC of its content. `asked_us`
+    is the later moment that the client asked for; `due_us` can be later still, while the clock is doubted.
     """
 
     id: str
@@ -23,6 +24,7 @@ class MessageAccepted(Fact):
     recipients: tuple[str, ...]
     letter: str
     by: str = ""
+    asked_us: int | None = None
 
 
 class MessageRevised(Fact):
@@ -40,6 +42,7 @@ class MessageRevised(Fact):
     reach: tuple[int, ...]
     letter: str
     by: str = ""
+    asked_us: int | None = None
 
 
 class MessageRejected(Fact):

@@ -98,9 +98,11 @@ class Bulk(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Activate(Struct, frozen=True):
-    """Unknown fields are ignored, as the replaced service did."""
+    """Unknown fields are ignored, as the replaced service did. `trust_clock` says that the clock is right, where
+    /status names `clock`."""
 
     restored: Literal["hold", "send"] | None = None
+    trust_clock: bool = False
 
 
 class Account(Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,9 +15,24 @@ class ServiceStopped(Fact):
 
 
 class ClockStepped(Fact):
-    """The wall clock moved against the monotonic one by `by_us` (negative: backwards)."""
+    """The wall clock moved against the monotonic one by `by_us` (negative: backwards), to `to_us`.
+
+    `waits_us` is by how much that moves what waits without anybody having named a moment: retries, queues, quotas.
+    Until `doubted_until_us` nobody need believe the new clock: by then it shows `ahead_us` more than is believed, and
+    mail that was asked for later goes by the more careful of both. 0 where the clock is believed.
+    """
 
     by_us: int
+    to_us: int = 0
+    waits_us: int = 0
+    ahead_us: int = 0
+    doubted_until_us: int = 0
+
+
+class ClockTrusted(Fact):
+    """A person said that the clock is right, before its hour was over."""
+
+    by: str = ""
 
 
 class LogRestored(Fact):

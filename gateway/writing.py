@@ -49,7 +49,7 @@ async def suspend(door: Door, call: Call) -> Answer:
 
 
 async def activate(door: Door, call: Call) -> Answer:
-    return Answer(await door.control(commands.Activate(call.payload.restored), call.by))
+    return Answer(await door.control(commands.Activate(call.payload.restored, call.payload.trust_clock), call.by))
 
 
 async def add_account(door: Door, call: Call) -> Answer:

@@ -184,6 +184,7 @@ WORDS: dict[str, Callable[[Event], str]] = {
     "ServiceStarted": lambda event: _joined(event["version"], event["recovery"]),
     "ServiceStopped": lambda _: "",
     "ClockStepped": lambda event: f"by {event['by_us'] / 1_000_000:+.1f} s",
+    "ClockTrusted": _by,
     "LogRestored": lambda event: f"of {event['previous_log']}, which had come to {event['marked_seq']}",
 }
 """Every kind of fact in words."""

@@ -19,7 +19,7 @@ import random
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -140,9 +140,7 @@ class System:
         self.lines = lines
         self.version = installed_version("letterbook")
         self._disk = Disk(config, store)
-        self.retention = Retention(
-            store, config.delivery.delivery_report_retention_seconds, store.recovered.pause_expiry_us
-        )
+        self.retention = Retention(store, config.delivery.delivery_report_retention_seconds)
         self.delivery: Delivery | None = None
         give_submissions, self._submissions = trio.open_memory_channel[Submission](SUBMISSIONS_MAX)
         give_controls, self._controls = trio.open_memory_channel[Control](CONTROLS_MAX)
@@ -175,7 +173,7 @@ class System:
             batch_size=config.delivery.batch_size_per_account,
             longest_sleep_s=config.delivery.send_interval_seconds,
             disk_low=lambda: self._no_room,
-            expiry=lambda: not self.retention.paused_for_s,
+            expiry=lambda: not self.retention.doubted,
         )
 
     async def _deliver(self) -> None:
@@ -190,7 +188,7 @@ class System:
             default_priority=delivery.default_priority,
             message_bytes_max=delivery.max_message_mb * MB,
         )
-        await run_ingest(self._submissions, self.store, policy)
+        await run_ingest(self._submissions, self.store, policy, self.retention.clock_row)
 
     async def _control(self) -> None:
         await run_control(
@@ -244,7 +242,7 @@ class System:
     # What others ask
 
     def _remarks(self) -> tuple[str, ...]:
-        return ("clock",) if self.retention.paused_for_s else ()
+        return ("clock",) if self.retention.doubted else ()
 
     def _gauges(self) -> Mapping[str, float]:
         connections = self.delivery.pool.connections() if self.delivery else {}
@@ -458,6 +456,7 @@ async def serve(
     stopping_now: trio.Event | None = None,
     ready: Callable[[Serving], None] | None = None,
     lines: Lines | None = None,
+    outside: Callable[[], AbstractAsyncContextManager[World]] = real_world,
 ) -> None:
     """The whole service, until `stopping`; `stopping_now` cuts the drain short, `ready` hears where it listens.
 
@@ -467,7 +466,7 @@ async def serve(
     see_unlocked(config.storage.db_path)
     async with (
         server.listening(config.server.host, config.server.port) as listeners,
-        real_world() as world,
+        outside() as world,
         running(config, world, Stop(stopping, stopping_now), lines) as system,
         trio.open_nursery() as nursery,
     ):

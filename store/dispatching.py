@@ -13,10 +13,12 @@ from .beside import secret_name
 from .views import ACCOUNTS, DISPATCH, RELAYS
 from .views.accounts import AccountRow, RelayRow
 from .views.attempts import AttemptRow
+from .views.clock import ClockRow
 from .views.counts import DAY_S, MINUTE_US, counts_against_limits
 from .views.dispatch import ACTIVE, DispatchRow
 from .views.messages import ALL_OF, MESSAGES, MessageRow, decode_states
 from .views.rows import View
+from .worklists import clock_row
 
 LAST_SEQ = "select coalesce(max(seq), 0) from log"
 
@@ -38,6 +40,8 @@ SECRET = "select sealed from secrets where name = ?"
 
 ONLY = ALL_OF[1]
 """Whom the first attempt for a single recipient is for: nearly every message that waits is such a one."""
+
+SECOND_US = 1_000_000
 
 NEVER_US = 2**62
 """A moment beyond all others."""
@@ -70,6 +74,7 @@ class UnitState(Struct, frozen=True):
     """All that decides whether an account's mail may go, as of `seq`, and the attempts that were open then."""
 
     seq: int
+    moved: int
     accounts: tuple[AccountRow, ...]
     relays: tuple[RelayRow, ...]
     dispatch: DispatchRow
@@ -81,11 +86,19 @@ def last_seq(connection: sqlite3.Connection) -> int:
     return seq
 
 
-def queues(
-    connection: sqlite3.Connection, windows: Iterable[tuple[int, int]], limit: int
-) -> tuple[int, list[list[QueueRow]]]:
-    """(as of seq, for each (account, priority) its first `limit` waiting messages by due and number)."""
-    return last_seq(connection), [_queue(connection, account, priority, limit) for account, priority in windows]
+class Queues(Struct, frozen=True):
+    """The heads of some queues, in the order in which they were asked for; `moved` is the seq of the fact that moved
+    what waits, the last one: a step of the clock."""
+
+    as_of: int
+    moved: int
+    queues: list[list[QueueRow]]
+
+
+def queues(connection: sqlite3.Connection, windows: Iterable[tuple[int, int]], limit: int) -> Queues:
+    """For each (account, priority) its first `limit` waiting messages by due and number."""
+    heads = [_queue(connection, account, priority, limit) for account, priority in windows]
+    return Queues(last_seq(connection), clock_row(connection).seq, heads)
 
 
 def _queue(connection: sqlite3.Connection, account: int, priority: int, limit: int) -> list[QueueRow]:
@@ -122,6 +135,7 @@ def unit_state(connection: sqlite3.Connection) -> UnitState:
     dispatch = _all(connection, DISPATCH)
     return UnitState(
         seq=last_seq(connection),
+        moved=clock_row(connection).seq,
         accounts=tuple(_all(connection, ACCOUNTS)),
         relays=tuple(_all(connection, RELAYS)),
         dispatch=dispatch[0] if dispatch else ACTIVE,
@@ -147,16 +161,34 @@ def message(connection: sqlite3.Connection, number: int) -> MessageRow | None:
 
 
 def counted(connection: sqlite3.Connection, accounts: Iterable[int], now_us: int) -> dict[int, Counted]:
-    """What has counted against these accounts' limits in the last minute and in the last day."""
-    ends = _ends_since(connection, now_us - MINUTE_US)
-    since_s = now_us // 1_000_000 - DAY_S
+    """What has counted against these accounts' limits in the last minute and in the last day. What was counted before
+    the clock stepped forwards counts as if the clock had been right then: a step gives no slot back. (After one
+    backwards it lies in the future, and counts as now.)"""
+    clock = clock_row(connection)
+    ends = _ends_since(connection, _since(clock, now_us - MINUTE_US))
+    since_s = _since(clock, now_us - DAY_S * SECOND_US) // SECOND_US
     return {
         account: Counted(
-            tuple(at_us for about, at_us in ends if about == account),
-            tuple(connection.execute(SLOTS, (account, since_s))),
+            tuple([_as_of_now(clock, end_us) for about, end_us in ends if about == account]),
+            tuple(
+                [
+                    (-(-_as_of_now(clock, second * SECOND_US) // SECOND_US), n)
+                    for second, n in connection.execute(SLOTS, (account, since_s))
+                ]
+            ),
         )
         for account in accounts
     }
+
+
+def _since(clock: ClockRow, moment_us: int) -> int:
+    """The moment on the clock of its time: where a step forwards came after it, that of before the step."""
+    return moment_us - max(0, clock.to_us - clock.from_us) if moment_us < clock.to_us else moment_us
+
+
+def _as_of_now(clock: ClockRow, stamp_us: int) -> int:
+    """A stamp on today's clock."""
+    return stamp_us + max(0, clock.to_us - clock.from_us) if stamp_us <= clock.from_us else stamp_us
 
 
 def counted_as_of(

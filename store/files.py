@@ -84,10 +84,12 @@ class MarkUnreadable(FileError):
 
 
 class Mark(Struct, frozen=True):
-    """How far a log is known to have come: its id, and the seq of a fact that was on disk."""
+    """How far a log is known to have come: its id, the seq of a fact that was on disk, and what the clock showed then.
+    (A stamp in the log may be ahead of the clock: stamps never decrease.) 0 in a mark of an earlier release."""
 
     log: str
     seq: int
+    now_us: int = 0
 
 
 # The lock
@@ -171,17 +173,17 @@ class MarkKeeper:
         self._next_us: int | None = None
         self.failing = False
 
-    def keep(self, seq: int, monotonic_us: int) -> OSError | None:
+    def keep(self, seq: int, monotonic_us: int, now_us: int) -> OSError | None:
         """Write the mark if it is a second old; what kept it from being written is only worth a line in the log."""
         if seq == self._written or (self._next_us is not None and monotonic_us < self._next_us):
             return None
         self._next_us = monotonic_us + MARK_EVERY_US
-        return self.finish(seq)
+        return self.finish(seq, now_us)
 
-    def finish(self, seq: int) -> OSError | None:
+    def finish(self, seq: int, now_us: int) -> OSError | None:
         """Write the mark now: the last one before the database is closed."""
         try:
-            write_mark(self._db_path, Mark(self._log, seq))
+            write_mark(self._db_path, Mark(self._log, seq, now_us))
         except OSError as error:
             self.failing = True
             return error

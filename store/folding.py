@@ -8,6 +8,10 @@ judges by them. `mark` and `undo` take back the folds of a request that must be 
 
 A message whose row retention took away comes back from its own facts (`history`) when a new fact names it. Retention
 itself only deletes at `flush`: until then the row in memory is what those facts would give.
+
+A step of the clock moves what waits (see `views/clock.py`), and that may be all there is: so it is written first, then
+moved by one declared update a table, and the rows in memory are read again. It cannot be taken back alone, so such a
+fact is never part of a request that must be whole.
 """
 
 import operator
@@ -23,10 +27,23 @@ from msgspec.structs import astuple
 from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Entry, Fact
 from events.message import MessageRevised, RetentionPassed
+from events.service import ClockStepped, ClockTrusted
 from events.wire import KINDS
 
 from .views import MESSAGES, ROW_VIEWS
-from .views.counts import DAY_MINUTES, DAY_S, HOUR_MINUTES, ResultRow, due_steps, result_of, slot_of, total_steps
+from .views.clock import BELIEVED, ONLY, ClockRow
+from .views.counts import (
+    DAY_MINUTES,
+    DAY_S,
+    HOUR_MINUTES,
+    MINUTE_US,
+    NOBODY,
+    ResultRow,
+    due_steps,
+    result_of,
+    slot_of,
+    total_steps,
+)
 from .views.messages import MessageRow
 from .views.rows import Key, View
 
@@ -58,6 +75,7 @@ _MOVED = (
     "due_us",
     "due_cause",
     "expires_us",
+    "asked_us",
     "updated_us",
     "recipients",
     "attempts",
@@ -109,6 +127,32 @@ _INSERT_RESULT = f"insert into results values ({', '.join('?' * len(ResultRow.__
 _RETAIN_REPORTED = "delete from reported where up_to < ?"
 _RETAIN = ("delete from messages where final_seq < ?", "delete from results where seq < ?")
 """Retention: one declared range delete a table."""
+
+_MOVE_WAITS = (
+    "update messages set due_us = due_us + :waits where state = 'waiting' and asked_us is null",
+    "update accounts set throttled_until_us = throttled_until_us + :waits where throttled_until_us is not null",
+    "update relays set until_us = until_us + :waits",
+)
+_MOVE_ASKED = (
+    "update messages set due_us = case when asked_us <= :believed then asked_us"
+    " else max(asked_us, min(asked_us + :ahead, :until)) end where state = 'waiting' and asked_us is not null"
+)
+_COUNT_DUE_ANEW = tuple(
+    statement
+    for unit, minutes in (("minute", 1), ("hour", HOUR_MINUTES), ("day", DAY_MINUTES))
+    for statement in (
+        f"delete from due_{unit}s",
+        (
+            f"insert into due_{unit}s (account, {unit}, n)"
+            f" select coalesce(account, {NOBODY}), due_us / {MINUTE_US * minutes}, count(*)"
+            " from messages where state = 'waiting' group by 1, 2"
+        ),
+    )
+)
+"""A step of the clock: `_MOVE_ASKED` is `ClockRow.asked_due_us` for every row. Each reads what waits, once a step."""
+
+MOVES_WAITS = frozenset({ClockStepped, ClockTrusted})
+"""Facts that can move all that waits."""
 
 _ENDS_OF_ATTEMPTS = frozenset({AttemptEnded, AttemptInterrupted})
 
@@ -211,6 +255,25 @@ class Folding:
         elif isinstance(fact, RetentionPassed):
             # What is final by now: so it does not matter that the deletes wait for the end of the turn.
             self._pass_retention(min(fact.before, entry.seq))
+        elif kind in MOVES_WAITS:
+            self._move_waits(entry)
+
+    def _move_waits(self, entry: Entry) -> None:
+        clock: ClockRow = self.row("clock", ONLY) or BELIEVED
+        if clock.seq != entry.seq:
+            return
+        assert self._undo is None, "a step of the clock is no part of a request that must be whole"
+        self.flush()
+        fact = entry.fact
+        waits_us, now_us = (fact.waits_us, fact.to_us) if isinstance(fact, ClockStepped) else (0, 0)
+        values = {"believed": clock.believed_us(now_us), "ahead": max(0, clock.ahead_us), "until": 0}
+        if clock.doubted(now_us):
+            values["until"] = clock.doubted_until_us
+        for statement in (*(_MOVE_WAITS if waits_us else ()), _MOVE_ASKED, *_COUNT_DUE_ANEW):
+            self._connection.execute(statement, values | {"waits": waits_us})
+        for name in ("messages", "accounts", "relays"):
+            self._rows[name].clear()
+        self._stored.clear()
 
     def _evolve(self, view: View[Any], key: Key, entry: Entry) -> None:
         name = view.name

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from events.fact import Draft, Entry
 from events.message import ContentErased
+from events.service import ClockStepped
 from events.wire import decode_row
 
 from .beside import Beside
@@ -38,6 +39,8 @@ from .replay import rebuild
 from .schema import PUT_BACK, VIEW_VERSIONS, migrate
 from .secrets import Secrets
 from .surveying import survey
+from .views.clock import ClockRow, step
+from .worklists import clock_row
 from .writer import Recorded, Request, TurnResult, Writer
 
 logger = logging.getLogger("letterbook.store")
@@ -176,6 +179,7 @@ class Store:
         readers: Readers,
         wal_index: WalIndex,
         growth: Growth,
+        logged_ahead_us: Callable[[], int],
     ) -> None:
         self.path = path
         self.wal_index = wal_index
@@ -184,7 +188,9 @@ class Store:
         self.log_id = opened.log_id
         self.secrets = opened.secrets
         self.recovered = opened.decision
+        self.clock_row = opened.clock_row
         self.recorder = recorder
+        self.logged_ahead_us = logged_ahead_us
         self._hub = hub
         self._readers = readers
 
@@ -206,6 +212,10 @@ class Store:
     def post(self, drafts: Sequence[Draft], *, beside: Mapping[int, Beside] | None = None) -> None:
         """See `Recorder.post`."""
         self.recorder.post(drafts, beside=beside)
+
+    async def record_step(self, draft: Draft) -> Recorded:
+        """See `Recorder.record_step`."""
+        return await self.recorder.record_step(draft)
 
     async def record(
         self,
@@ -275,14 +285,16 @@ async def open_store(
                 nursery.start_soon(readers.watch)
                 nursery.start_soon(work.erase, recorder, housekeeper)
                 try:
-                    yield Store(path, clock, opened, recorder, hub, readers, wal_index, housekeeper.growth)
+                    yield Store(
+                        path, clock, opened, recorder, hub, readers, wal_index, housekeeper.growth, work.ahead_us
+                    )
                 finally:
                     await recorder.close(trio.current_time() + drain_s)
                     hub.close()
                     nursery.cancel_scope.cancel()
         finally:
             turner.close()
-        opened.keeper.finish(writer.last_seq)
+        opened.keeper.finish(writer.last_seq, work.now_us())
 
 
 async def _keep_house(housekeeper: Housekeeper, path: Path) -> None:
@@ -298,6 +310,7 @@ class _Opened(Struct, frozen=True):
     writer: Writer
     keeper: MarkKeeper
     decision: Decision
+    clock_row: ClockRow
 
 
 def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], bytes], stack: ExitStack) -> _Opened:
@@ -320,13 +333,16 @@ def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], byt
     if decision.refold:
         rebuild(connection)
     writer = Writer(connection, clock.now_us)
+    if decision.stepped_us:
+        fact = step(clock_row(connection), decision.stepped_us, clock.now_us())
+        writer.turn([Request((Draft(fact),), {})])
     if decision.restored:
         # The id comes first: after a crash between the two the mark is of another log, which is a restoration again.
         log_id = entropy(LOG_ID_BYTES).hex()
         connection.execute("update meta set value = ? where name = 'log'", (log_id,))
         writer.turn([Request(tuple(map(Draft, decision.facts)), {})])
         connection.execute("delete from meta where name = ?", (PUT_BACK,))
-    return _Opened(log_id, secrets, writer, MarkKeeper(path, log_id), decision)
+    return _Opened(log_id, secrets, writer, MarkKeeper(path, log_id), decision, clock_row(connection))
 
 
 @contextmanager
@@ -347,6 +363,7 @@ class _Work:
         self._keeper = keeper
         self._relief = relief
         self._clock = clock
+        self._ahead_us = clock.ahead_us()
         # What a crash left unerased is taken up again.
         self._erasing = True
         self._cut_wanted = False
@@ -361,6 +378,7 @@ class _Work:
             if not requests:
                 self._writer.probe()
             result = self._writer.turn(requests)
+        self._ahead_us += sum([entry.fact.by_us for entry in result.entries if isinstance(entry.fact, ClockStepped)])
         self._mark()
         if any(isinstance(entry.fact, ContentErased) for entry in result.entries):
             self._erasing = True
@@ -369,7 +387,7 @@ class _Work:
 
     def _mark(self) -> None:
         said = self._keeper.failing
-        error = self._keeper.keep(self._writer.last_seq, self._clock.monotonic_us())
+        error = self._keeper.keep(self._writer.last_seq, self._clock.monotonic_us(), self.now_us())
         if error and not said:
             logger.warning("the mark file cannot be written: %s", error)
 
@@ -385,6 +403,13 @@ class _Work:
             self._untidy = True
         else:
             self._untidy = False
+
+    def ahead_us(self) -> int:
+        """`Clock.ahead_us` without the steps that are not in the log yet: after a crash they are found anew."""
+        return self._ahead_us
+
+    def now_us(self) -> int:
+        return self._clock.monotonic_us() + self._ahead_us
 
     def _tidy(self, erase: bool) -> None:
         self._relief.between_turns()

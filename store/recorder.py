@@ -36,6 +36,7 @@ from msgspec import Struct
 
 from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Draft, Entry
+from events.service import ClockStepped
 
 from .beside import Beside
 from .faults import Fault
@@ -136,6 +137,9 @@ class ThreadTurner:
         self._thread.join()
 
 
+_KEPT = AttemptEnded | AttemptInterrupted | ClockStepped
+
+
 class _Asked(Struct, eq=False):
     """A request that waits, and the task that waits for it, if one does."""
 
@@ -147,8 +151,9 @@ class _Asked(Struct, eq=False):
     reason: str = STOPPING
 
     @property
-    def is_end(self) -> bool:
-        return self.ends > 0
+    def is_kept(self) -> bool:
+        """Whether it waits for room on a full disk: what has happened already, and cannot be refused any more."""
+        return any(isinstance(draft.fact, _KEPT) for draft in self.request.drafts)
 
     @property
     def ends(self) -> int:
@@ -229,12 +234,19 @@ class Recorder:
         before whatever is recorded as urgent from here on."""
         self._queue(_asked(Request(drafts, beside or _NOTHING_BESIDE), None), urgent=True)
 
+    async def record_step(self, draft: Draft) -> Recorded:
+        """Record that the clock has moved: after all that is queued, which was made by the clock before, and before all
+        that comes from now on. The caller has moved the clock, without an await in between."""
+        self._urgent.extend(self._queued)
+        self._queued.clear()
+        return await self.record((draft,), urgent=True)
+
     def _queue(self, asked: _Asked, urgent: bool) -> str | None:
         """Put a request before the writer, or say why it cannot be."""
         if self._closed.is_set():
             self.given_up += asked.ends
             return STOPPING
-        if self.trouble and not asked.is_end:
+        if self.trouble and not asked.is_kept:
             return self.trouble
         (self._urgent if urgent else self._queued).append(asked)
         self._bell.set()
@@ -310,9 +322,9 @@ class Recorder:
         self.trouble = trouble
         waiting = [*taken, *self._urgent, *self._queued]
         self._taken = ()
-        self._urgent = deque([asked for asked in waiting if asked.is_end])
+        self._urgent = deque([asked for asked in waiting if asked.is_kept])
         self._queued.clear()
-        self._refuse([asked for asked in waiting if not asked.is_end], trouble)
+        self._refuse([asked for asked in waiting if not asked.is_kept], trouble)
         with trio.move_on_after(RETRY_S):
             if not self._urgent:
                 # Nothing is to be tried again, so `close` need not wait for it.

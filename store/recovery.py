@@ -22,24 +22,21 @@ from events.schedule import DispatchSuspended
 from events.service import LogRestored
 
 from .files import Mark
+from .views.clock import LARGE_US
 
 REFOLDED_MAX = 1_000_000
 """Facts that a start refolds by itself: a minute's work. With more, whoever starts it should choose the moment."""
 
-CLOCK_BEHIND_US = 60 * 1_000_000
-"""The log's last stamp was this clock's own time: a minute back is more than any correction of a healthy clock."""
-
-CLOCK_AHEAD_US = 30 * 86_400 * 1_000_000
-"""No service that matters stands still for a month; a clock that lost its battery, or is set by hand, may say so."""
-
-EXPIRY_PAUSE_US = 3600 * 1_000_000
-"""Time for an operator to see the line and set the clock, before anything expires by it."""
+CLOCK_AHEAD_US = 86_400 * 1_000_000
+"""No service that matters stands still for a day, and a wrong clock must not expire what may wait for five. One that
+did stand still loses nothing by it but an hour, in which its mail is sent rather than expired."""
 
 
 class Situation(Struct, frozen=True, kw_only=True):
     """What was found at the start. `last_at_us` is the last fact's stamp, `stopped` whether it is ServiceStopped;
     `put_back` is how far the log had come that `letterbook restore` has replaced by this one, None where it has not;
-    `stale_views` are those that were folded by another version of their code."""
+    `stale_views` are those that were folded by another version of their code; `stepped_to_us` is what the clock showed
+    after a step that the mark does not know of, 0 where there was none."""
 
     log: str
     last_seq: int
@@ -50,11 +47,27 @@ class Situation(Struct, frozen=True, kw_only=True):
     stale_views: tuple[str, ...]
     open_attempts: int
     now_us: int
+    stepped_to_us: int = 0
+
+    @property
+    def last_now_us(self) -> int:
+        """What the clock showed when the log was last written to. Where no mark says it, the last stamp does; that may
+        be ahead of what the clock showed, for stamps never decrease."""
+        if self.stepped_to_us:
+            return self.stepped_to_us
+        if self.mark is not None and self.mark.log == self.log and self.mark.now_us:
+            return self.mark.now_us
+        return self.last_at_us
+
+    @property
+    def moved_us(self) -> int:
+        """By how much the clock has moved since."""
+        return self.now_us - self.last_now_us
 
 
 class Decision(Struct, frozen=True, kw_only=True):
     """What the opener does, in this order: refuse to start; refold the views; go on under a new log id with these
-    facts; let nothing expire for `pause_expiry_us`.
+    facts; record that the clock has moved by `stepped_us`.
 
     `label` is for the fact ServiceStarted. `lines` are for the operator; an uneventful start has none.
     """
@@ -63,7 +76,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     refuse: bool = False
     refold: bool = False
     facts: tuple[Fact, ...] = ()
-    pause_expiry_us: int = 0
+    stepped_us: int = 0
     lines: tuple[str, ...] = ()
 
     @property
@@ -80,7 +93,7 @@ class Case(Struct, frozen=True):
     refuse: bool = False
     refold: bool = False
     restored: bool = False
-    pause_expiry_us: int = 0
+    stepped: bool = False
 
     def matches(self, words: tuple[str, ...]) -> bool:
         return all(mine in (ANY, word) for mine, word in zip(self.words, words, strict=True))
@@ -118,10 +131,9 @@ def _mark(situation: Situation) -> str:
 
 
 def _clock(situation: Situation) -> str:
-    ahead_us = situation.now_us - situation.last_at_us
-    if ahead_us < -CLOCK_BEHIND_US:
+    if situation.moved_us < -LARGE_US:
         return "behind"
-    return "ahead" if ahead_us > CLOCK_AHEAD_US else "close"
+    return "ahead" if situation.moved_us > CLOCK_AHEAD_US else "close"
 
 
 ACTIVATE = (
@@ -220,14 +232,14 @@ CLOCK = Aspect(
             "clock behind",
             ("facts", "behind"),
             "the clock is {behind_s} s before the last fact: nothing expires for an hour; set the clock if it is wrong",
-            pause_expiry_us=EXPIRY_PAUSE_US,
+            stepped=True,
         ),
         Case(
             "clock ahead",
             ("facts", "ahead"),
-            "the clock is {ahead_days} days after the last fact: nothing expires for an hour; set the clock if it is"
-            " wrong",
-            pause_expiry_us=EXPIRY_PAUSE_US,
+            "the clock is {ahead_days} days after the last fact: nothing expires for an hour, and nothing that was"
+            " asked for later goes early; set the clock if it is wrong",
+            stepped=True,
         ),
     ),
 )
@@ -244,7 +256,7 @@ def decide(situation: Situation) -> Decision:
         refuse=any(case.refuse for case in cases),
         refold=any(case.refold for case in cases),
         facts=_restored(situation) if restored else (),
-        pause_expiry_us=max(case.pause_expiry_us for case in cases),
+        stepped_us=situation.moved_us if any(case.stepped for case in cases) else 0,
         lines=tuple(_line(case, situation) for case in cases if case.line),
     )
 
@@ -260,13 +272,12 @@ def _restored(situation: Situation) -> tuple[Fact, ...]:
 
 def _line(case: Case, situation: Situation) -> str:
     mark = situation.mark or Mark("", 0)
-    behind_us = situation.last_at_us - situation.now_us
     return case.line.format(
         last_seq=situation.last_seq,
         marked_seq=mark.seq,
         marked_log=mark.log,
         views=", ".join(situation.stale_views),
         open_attempts=situation.open_attempts,
-        behind_s=behind_us // 1_000_000,
-        ahead_days=-behind_us // (86_400 * 1_000_000),
+        behind_s=-situation.moved_us // 1_000_000,
+        ahead_days=situation.moved_us // (86_400 * 1_000_000),
     )

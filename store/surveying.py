@@ -1,6 +1,9 @@
-"""Surveying: read from the database what `recovery` decides by. No statement here scans the log."""
+"""Surveying: read from the database what `recovery` decides by. None of these statements scans the log."""
 
 import sqlite3
+
+from events.service import ClockStepped
+from events.wire import decode_row
 
 from .files import Mark
 from .recovery import Situation
@@ -14,6 +17,16 @@ _META = "select name, value from meta"
 
 _OPEN_ATTEMPTS = "select count(*) from attempts"
 """As many as there were connections."""
+
+
+_STEPPED = (
+    "select seq, at_us, kind, version, message, account, data from log"
+    " where seq > ? and kind = 'ClockStepped' order by seq desc limit 1"
+)
+"""The last step of the clock after the mark: of a second's facts, and never of more than TAIL_MAX."""
+
+TAIL_MAX = 100_000
+"""Facts that a mark which cannot be written may be behind, before a step among them is not looked for."""
 
 
 def survey(connection: sqlite3.Connection, mark: Mark | None, now_us: int) -> Situation:
@@ -31,7 +44,15 @@ def survey(connection: sqlite3.Connection, mark: Mark | None, now_us: int) -> Si
         stale_views=stale_views(meta),
         open_attempts=open_attempts,
         now_us=now_us,
+        stepped_to_us=_stepped_to_us(connection, mark.seq if mark else 0, last_seq),
     )
+
+
+def _stepped_to_us(connection: sqlite3.Connection, marked_seq: int, last_seq: int) -> int:
+    """What the clock showed after a step that came later than the mark; 0 where there was none."""
+    row = connection.execute(_STEPPED, (max(marked_seq, last_seq - TAIL_MAX),)).fetchone()
+    fact = decode_row(row).fact if row else None
+    return fact.to_us if isinstance(fact, ClockStepped) else 0
 
 
 def stale_views(meta: dict[str, str]) -> tuple[str, ...]:

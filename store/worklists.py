@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from .reading import known_messages
 from .sql import columns
+from .views.clock import BELIEVED, ClockRow
 from .views.counts import ResultRow
 from .views.dispatch import ACTIVE, DispatchRow
 from .views.messages import MessageRow, decode_states
@@ -24,6 +25,8 @@ STEP = 1_000
 LIVING_ACCOUNTS = "select id, number from accounts where removed = 0"
 ACCOUNT_NAMES = "select number, id from accounts where number in (select value from json_each(?))"
 DISPATCH_ROW = f"select {columns(DispatchRow, 'dispatch')} from dispatch"
+
+CLOCK_ROW = f"select {columns(ClockRow, 'clock')} from clock"
 
 MESSAGES_BY_NUMBER = (
     f"select {columns(MessageRow, 'messages')} from messages where number in (select value from json_each(?))"
@@ -82,6 +85,11 @@ def living_accounts(connection: sqlite3.Connection) -> dict[str, int]:
 def dispatch_row(connection: sqlite3.Connection) -> DispatchRow:
     found = connection.execute(DISPATCH_ROW).fetchone()
     return DispatchRow(*found) if found else ACTIVE
+
+
+def clock_row(connection: sqlite3.Connection) -> ClockRow:
+    found = connection.execute(CLOCK_ROW).fetchone()
+    return ClockRow(*found) if found else BELIEVED
 
 
 def asked_messages(connection: sqlite3.Connection, ids: Sequence[str]) -> tuple[dict[str, MessageRow], frozenset[int]]:

@@ -24,7 +24,7 @@ from events.wire import decode_row, encode_data
 from .admission import Judge
 from .beside import Beside, LetterRow, Replies, Sealed, secret_name
 from .chain import FORMAT, GENESIS, LogRow, commit_hash
-from .folding import Folding
+from .folding import MOVES_WAITS, Folding
 from .views.messages import MessageRow
 
 PROBE_BYTES = 1_000_000
@@ -214,6 +214,8 @@ class Writer:
         return Recorded(tuple([decide(draft, beside.get(at), turn) for at, draft in enumerate(request.drafts)]))
 
     def _take_whole(self, request: Request, turn: _Turn) -> Recorded:
+        if any(type(draft.fact) in MOVES_WAITS for draft in request.drafts):
+            return Recorded(tuple([Declined(INCOMPLETE, self.last_seq) for _ in request.drafts]))
         seq, mark, folded = self.last_seq, turn.mark(), self._folding.mark()
         recorded = self._take(request, turn)
         if recorded.complete:

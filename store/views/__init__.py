@@ -4,17 +4,19 @@ from typing import Any
 
 from .accounts import ACCOUNTS, RELAYS
 from .attempts import ATTEMPTS
+from .clock import CLOCK
 from .dispatch import DISPATCH
 from .messages import MESSAGES
 from .reports import CURSORS, REPORTED_AT, TOKENS
 from .rows import View
 
-ROW_VIEWS: tuple[View[Any], ...] = (MESSAGES, ATTEMPTS, ACCOUNTS, RELAYS, DISPATCH, CURSORS, REPORTED_AT, TOKENS)
+ROW_VIEWS: tuple[View[Any], ...] = (MESSAGES, ATTEMPTS, ACCOUNTS, RELAYS, DISPATCH, CLOCK, CURSORS, REPORTED_AT, TOKENS)
 """Views folded row by row; the derived ones (totals, due_minutes and its sums, slots, results) are in `counts`."""
 
 __all__ = [
     "ACCOUNTS",
     "ATTEMPTS",
+    "CLOCK",
     "CURSORS",
     "DISPATCH",
     "MESSAGES",

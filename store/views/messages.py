@@ -61,7 +61,8 @@ class MessageRow(Struct, frozen=True, gc=False):
     `digests` are the recipients' digests, space-separated, in the order of the envelope. `recipients` is JSON of
     RecipientState in the same order, empty while nothing is known of any. `reached` is JSON of digest to
     RecipientState for those reached under earlier contents who are no longer in the envelope.
-    `revision` is the seq of the fact that brought the content: the key of its letter.
+    `revision` is the seq of the fact that brought the content: the key of its letter. `asked_us` is the moment that
+    somebody asked for, until an attempt has ended: a step of the clock moves `due_us` otherwise.
     """
 
     number: int
@@ -90,6 +91,7 @@ class MessageRow(Struct, frozen=True, gc=False):
     final_us: int | None = None
     cause: str | None = None
     detail: str | None = None
+    asked_us: int | None = None
 
     def states(self) -> tuple[RecipientState, ...]:
         """Every recipient's state, in the order of the envelope."""
@@ -152,6 +154,7 @@ def _in_this_case(row: MessageRow, step: str) -> str:
 def _first(entry: Entry) -> MessageRow | None:
     match entry.fact:
         case MessageAccepted() as fact:
+            asked_us = _asked_us(fact, entry)
             return MessageRow(
                 number=entry.message or entry.seq,
                 id=fact.id,
@@ -159,13 +162,14 @@ def _first(entry: Entry) -> MessageRow | None:
                 state="waiting",
                 priority=fact.priority,
                 due_us=fact.due_us,
-                due_cause="asked" if fact.due_us > entry.at_us else None,
+                due_cause=None if asked_us is None else "asked",
                 expires_us=fact.expires_us,
                 created_us=entry.at_us,
                 updated_us=entry.at_us,
                 revision=entry.seq,
                 size=fact.size,
                 digests=" ".join(fact.recipients),
+                asked_us=asked_us,
             )
         case MessageRejected() as fact:
             return MessageRow(
@@ -188,6 +192,11 @@ def _first(entry: Entry) -> MessageRow | None:
                 detail=fact.reason,
             )
     return None
+
+
+def _asked_us(fact: MessageAccepted | MessageRevised, entry: Entry) -> int | None:
+    """Facts of earlier releases do not name the moment: what is due later than its stamp was asked for."""
+    return fact.asked_us or (fact.due_us if fact.due_us > entry.at_us else None)
 
 
 def _after(row: MessageRow, state: State, entry: Entry) -> MessageRow:
@@ -237,6 +246,7 @@ def _resolved(row: MessageRow, state: State, entry: Entry, fact: DoubtResolved) 
         due_us=due_us,
         due_cause=asked if due_us > entry.at_us else None,
         expires_us=row.expires_us if fact.expires_us is None else fact.expires_us,
+        asked_us=row.asked_us if due_us == row.due_us else None,
         doubts=0,
         updated_us=entry.at_us,
     )
@@ -269,6 +279,7 @@ def _ended(row: MessageRow, state: State, entry: Entry, fact: AttemptEnded | Att
         faults=row.faults + (fact.cause == "internal"),
         due_us=row.due_us if fact.due_us is None else fact.due_us,
         due_cause=fact.due_cause,
+        asked_us=None,
         cause="withdrawn" if state == "withdrawn" else fact.cause,
         detail=None if fact.retries is None else str(fact.retries),
         updated_us=entry.at_us,
@@ -277,7 +288,7 @@ def _ended(row: MessageRow, state: State, entry: Entry, fact: AttemptEnded | Att
 
 def _revised(row: MessageRow, entry: Entry, fact: MessageRevised) -> MessageRow:
     """New content under the same number: attempts and age anew, and whoever was reached stays reached."""
-    reached = row.reached_digests()
+    reached, asked_us = row.reached_digests(), _asked_us(fact, entry)
     open_indexes = frozenset(fact.reach)
     states = [
         OPEN_RECIPIENT if index in open_indexes else _passed_by(reached.get(digest, OPEN_RECIPIENT))
@@ -292,7 +303,7 @@ def _revised(row: MessageRow, entry: Entry, fact: MessageRevised) -> MessageRow:
         state="waiting",
         priority=fact.priority,
         due_us=fact.due_us,
-        due_cause="asked" if fact.due_us > entry.at_us else None,
+        due_cause=None if asked_us is None else "asked",
         expires_us=fact.expires_us,
         created_us=entry.at_us,
         updated_us=entry.at_us,
@@ -301,6 +312,7 @@ def _revised(row: MessageRow, entry: Entry, fact: MessageRevised) -> MessageRow:
         digests=" ".join(fact.recipients),
         recipients="" if len(open_indexes) == len(states) else _encode(states).decode(),
         reached=_encode(reached).decode() if reached else "",
+        asked_us=asked_us,
     )
 
 
@@ -351,4 +363,4 @@ def _finished(row: MessageRow, entry: Entry) -> MessageRow:
     return replace(row, final_seq=entry.seq, final_us=entry.at_us, recipients=recipients, withdrawing=False)
 
 
-MESSAGES = View("messages", 1, MessageRow, FACTS, keys, evolve)
+MESSAGES = View("messages", 2, MessageRow, FACTS, keys, evolve)

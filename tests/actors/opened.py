@@ -22,11 +22,11 @@ T0_US = 1_700_000_000_000_000
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[Store]:
-    """A store in this folder, with chance and time from the test."""
+async def opened(folder: Path, start_us: int = T0_US) -> AsyncIterator[Store]:
+    """A store in this folder, with chance and time from the test; the wall clock shows `start_us`."""
     chance = random.Random(7)
     async with open_store(
-        folder / "log.db", folder / "log.key", clock=TrioClock(T0_US), entropy=chance.randbytes, threaded=False
+        folder / "log.db", folder / "log.key", clock=TrioClock(start_us), entropy=chance.randbytes, threaded=False
     ) as store:
         yield store
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from actors.reporter import count_as_reported
-from actors.retention import RETAIN_EVERY_S, Retention, State, expiries, lettings, plan, stepped
+from actors.retention import RETAIN_EVERY_S, Retention, State, expiries, lettings, plan
 from events.account import AccountRemoved
 from events.attempt import AttemptEnded
 from events.fact import OWN, Draft
@@ -22,16 +22,19 @@ from events.message import (
     RetentionPassed,
 )
 from events.report import ResultsReported
-from events.service import ClockStepped
+from events.service import ClockStepped, ClockTrusted
 from events.values import Outcome
 from store import erasing
 from store.beside import LetterRow, Replies
+from store.clock import STEP_US
+from store.views.clock import LARGE_US
 from store.worklists import STEP, Expired, Finished
 
 from .opened import T0_US, end, facts, kinds, opened, rows, save_account, start, states
 
 S = 1_000_000
 HOUR_US = 3_600 * S
+DAY_US, YEAR_US = 24 * HOUR_US, 365 * 24 * HOUR_US
 
 
 async def accept(store, *ids: str, expires_us: int = 2 * T0_US) -> list[int]:
@@ -50,10 +53,10 @@ async def accept(store, *ids: str, expires_us: int = 2 * T0_US) -> list[int]:
 
 
 @asynccontextmanager
-async def retaining(folder, keep_s=100.0, pause_us=0):
+async def retaining(folder, keep_s=100.0):
     async with opened(folder) as store, trio.open_nursery() as nursery:
         await save_account(store)
-        retention = Retention(store, keep_s, pause_us)
+        retention = Retention(store, keep_s)
         nursery.start_soon(retention.run)
         yield store, retention
         nursery.cancel_scope.cancel()
@@ -64,22 +67,11 @@ async def retaining(folder, keep_s=100.0, pause_us=0):
 
 def test_a_round_compares_expires_and_lets_go_each_at_its_time():
     this, after = plan(State(), 5 * S)
-    assert (this.compare, this.expire, this.retain) == (True, True, True)
+    assert (this.compare, this.retain) == (True, True)
     this, _ = plan(after, 6 * S)
-    assert (this.compare, this.expire, this.retain) == (False, True, False)
+    assert (this.compare, this.retain) == (False, False)
     this, _ = plan(after, 15 * S)
-    assert (this.compare, this.expire, this.retain) == (True, True, False)
-
-
-@pytest.mark.parametrize("moved_us", [61 * S, -61 * S])
-def test_a_large_step_lets_nothing_expire_for_an_hour(moved_us):
-    state = stepped(State(), moved_us, 10 * S)
-    assert not plan(state, 10 * S + HOUR_US - 1)[0].expire
-    assert plan(state, 10 * S + HOUR_US)[0].expire
-
-
-def test_a_small_step_changes_nothing():
-    assert stepped(State(), 60 * S, 10) == State()
+    assert (this.compare, this.retain) == (True, False)
 
 
 def test_the_age_is_in_the_fact_and_never_negative():
@@ -123,46 +115,77 @@ async def test_thousands_expire_in_steps(tmp_path, autojump_clock):
         assert len(await rows(store, "select 1 from commits")) == commits + 2
 
 
-async def test_a_wrong_clock_expires_nothing_for_an_hour_and_is_written_down(tmp_path, autojump_clock):
-    async with opened(tmp_path) as store, trio.open_nursery() as nursery:
-        await save_account(store)
-        store.clock = Stepping(store.clock)
-        retention = Retention(store, 100)
-        nursery.start_soon(retention.run)
+async def test_a_clock_ahead_expires_nothing_for_an_hour_and_is_written_down_once(tmp_path, autojump_clock):
+    by_us = YEAR_US
+    async with retaining(tmp_path) as (store, retention):
         await accept(store, "a", expires_us=T0_US + 1000 * S)
         await trio.sleep(5)
-        store.clock.pending = 400 * 86_400 * S
-        await trio.sleep(3500)
-        assert [each.fact for each in await facts(store) if isinstance(each.fact, ClockStepped)] == [
-            ClockStepped(by_us=400 * 86_400 * S)
-        ]
-        assert await states(store) == {"a": "waiting"} and 0 < retention.paused_for_s < 200
-        await trio.sleep(200)
-        assert await states(store) == {"a": "failed"} and retention.paused_for_s == 0
+        store.clock.jump(by_us)
+        await trio.sleep(3590)
+        assert await stepped(store) == [by_us]
+        assert await states(store) == {"a": "waiting"} and retention.doubted
+        await trio.sleep(30)
+        assert await states(store) == {"a": "failed"} and not retention.doubted
+        assert await stepped(store) == [by_us]
+
+
+async def test_a_step_that_is_taken_back_ends_the_doubt_and_has_expired_nothing(tmp_path, autojump_clock):
+    async with retaining(tmp_path) as (store, retention):
+        await accept(store, "a", expires_us=T0_US + 400 * S)
+        store.clock.jump(YEAR_US)
+        await trio.sleep(60)
+        assert retention.doubted
+        store.clock.jump(-YEAR_US)
+        await trio.sleep(60)
+        assert not retention.doubted and await stepped(store) == [YEAR_US, -YEAR_US]
+        await trio.sleep(250)
+        assert await states(store) == {"a": "waiting"}
+        await trio.sleep(60)
+        assert await states(store) == {"a": "failed"}
+
+
+async def test_small_steps_are_written_down_and_doubted_by_nobody(tmp_path, autojump_clock):
+    async with retaining(tmp_path) as (store, retention):
+        await accept(store, "a", expires_us=T0_US + 100 * S)
+        for by_us in (STEP_US, -STEP_US, STEP_US + 1, LARGE_US):
+            store.clock.jump(by_us)
+            await trio.sleep(11)
+        assert await stepped(store) == [STEP_US + 1, LARGE_US] and not retention.doubted
+        assert await states(store) == {"a": "failed"}
+
+
+async def test_the_doubt_outlives_a_restart_and_ends_when_a_person_says_so(tmp_path, autojump_clock):
+    async with retaining(tmp_path) as (store, _):
+        await accept(store, "a", expires_us=T0_US + 1000 * S)
+        store.clock.jump(YEAR_US)
+        await trio.sleep(20)
+    async with opened(tmp_path, T0_US + YEAR_US + 30 * S) as store, trio.open_nursery() as nursery:
+        retention = Retention(store, 100)
+        nursery.start_soon(retention.run)
+        await trio.sleep(60)
+        assert retention.doubted and await states(store) == {"a": "waiting"}
+        await store.record([Draft(ClockTrusted(by="cli"))])
+        await trio.sleep(3)
+        assert await states(store) == {"a": "failed"} and not retention.doubted
         nursery.cancel_scope.cancel()
 
 
-class Stepping:
-    """A clock whose wall moves when it is compared, as SystemClock's does."""
+@pytest.mark.parametrize("by_us", [5 * DAY_US, YEAR_US, -HOUR_US, -5 * DAY_US, -YEAR_US])
+async def test_a_start_by_another_clock_is_a_step_too(tmp_path, autojump_clock, by_us):
+    async with retaining(tmp_path) as (store, _):
+        await accept(store, "a", expires_us=T0_US + 100 * S)
+    for later_us in (0, 100 * S):
+        async with opened(tmp_path, T0_US + by_us + later_us) as store, trio.open_nursery() as nursery:
+            retention = Retention(store, 100)
+            nursery.start_soon(retention.run)
+            await trio.sleep(50)
+            assert await stepped(store) == [by_us]
+            assert retention.doubted and await states(store) == {"a": "waiting"}
+            nursery.cancel_scope.cancel()
 
-    def __init__(self, clock) -> None:
-        self._clock = clock
-        self.pending = 0
-        self.now_us, self.monotonic_us = clock.now_us, clock.monotonic_us
 
-    def step(self) -> int:
-        moved, self.pending = self.pending, 0
-        self._clock.jump(moved)
-        return moved
-
-
-async def test_what_recovery_said_about_the_clock_holds(tmp_path, autojump_clock):
-    async with retaining(tmp_path, pause_us=HOUR_US) as (store, retention):
-        await accept(store, "a", expires_us=T0_US)
-        await trio.sleep(3590)
-        assert await states(store) == {"a": "waiting"} and retention.paused_for_s <= 10
-        await trio.sleep(20)
-        assert await states(store) == {"a": "failed"}
+async def stepped(store) -> list[int]:
+    return [each.fact.by_us for each in await facts(store) if isinstance(each.fact, ClockStepped)]
 
 
 async def test_a_removed_account_is_swept_what_flies_after_its_attempt_and_after_a_restart(tmp_path, autojump_clock):
@@ -172,9 +195,9 @@ async def test_a_removed_account_is_swept_what_flies_after_its_attempt_and_after
         await store.record([Draft(MessageHeld(cause="x"), message=held)])
         attempt = await start(store, flying, 1)
         await store.record([Draft(AccountRemoved(), account=1)])
-    async with opened(tmp_path) as store, trio.open_nursery() as nursery:
-        # An untrusted clock is no reason to leave them.
-        nursery.start_soon(Retention(store, 100, HOUR_US).run)
+    async with opened(tmp_path, T0_US + YEAR_US) as store, trio.open_nursery() as nursery:
+        # A doubted clock is no reason to leave them.
+        nursery.start_soon(Retention(store, 100).run)
         await trio.sleep(3)
         assert await states(store) == {"waiting": "failed", "held": "failed", "flying": "in_flight"}
         await end(store, flying, 1, attempt, "due", "deferred", due_us=2 * T0_US)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from actors.scheduler import REFILL_BELOW, REFILLS_MAX, WINDOW_MAX, Candidate, Plan, Scheduler
 from events.account import (
@@ -33,7 +34,7 @@ from events.message import (
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.service import ClockStepped, ServiceStarted
 from events.values import Outcome
-from store.dispatching import QueueRow, UnitState
+from store.dispatching import QueueRow, Queues, UnitState
 from store.views import ACCOUNTS
 from store.views.dispatch import ACTIVE
 
@@ -46,7 +47,7 @@ class Given:
 
     def __init__(self, *credit: int, batch_size: int = 1, **account: Any) -> None:
         self.scheduler = Scheduler(batch_size)
-        self.scheduler.start(UnitState(0, (), (), ACTIVE, frozenset()))
+        self.scheduler.start(UnitState(0, 0, (), (), ACTIVE, frozenset()))
         self.seq = 0
         self.now_us = NOW_US
         self.credit: dict[int, int] = {}
@@ -103,8 +104,9 @@ class Given:
                 self.end(candidate)
         return order
 
-    def refill(self, *queues: Iterable[QueueRow], as_of: int | None = None) -> None:
-        self.scheduler.refilled(self.seq if as_of is None else as_of, [list(queue) for queue in queues])
+    def refill(self, *queues: Iterable[QueueRow], as_of: int | None = None, moved: int = 0) -> None:
+        as_of = self.seq if as_of is None else as_of
+        self.scheduler.refilled(Queues(as_of, moved, [list(queue) for queue in queues]))
 
 
 def accepted(priority: int = 2, due_us: int = NOW_US, recipients: int = 1) -> MessageAccepted:
@@ -358,7 +360,7 @@ def test_what_is_expedited_leaves_its_later_place_and_goes_after_a_read():
     assert not plan.candidates and set(plan.refills) == {(1, priority) for priority in range(4)}
     given.scheduler.refilling(plan.refills)
     read = {2: [QueueRow(later, NOW_US, later, (0,))]}
-    given.scheduler.refilled(given.seq, [read.get(priority, []) for _, priority in plan.refills])
+    given.refill(*[read.get(priority, []) for _, priority in plan.refills])
     assert given.offered() == [later]
 
 
@@ -507,6 +509,43 @@ def test_a_throttled_account_rests_until_its_moment_and_a_moved_clock_forgets_it
     assert given.offered() == [number]
 
 
+def test_a_large_step_has_everything_read_anew_and_takes_no_reading_from_before():
+    given = Given(1)
+    given.accept(due_us=NOW_US + 60 * SECOND_US)
+    year_us = 365 * 86_400 * SECOND_US
+    moved = given.fold(ClockStepped(by_us=year_us, waits_us=year_us))
+    given.now_us += year_us
+    plan = given.plan()
+    assert (plan.candidates, len(plan.refills)) == ((), 4)
+    given.scheduler.refilling(plan.refills)
+    stale = QueueRow(2, NOW_US + 60 * SECOND_US, 2, (0,))
+    given.refill([], [], [stale], [], as_of=moved - 1)
+    plan = given.plan()
+    assert (plan.candidates, len(plan.refills)) == ((), 4)
+    given.scheduler.refilling(plan.refills)
+    fresh = replace(stale, due_us=stale.due_us + year_us)
+    given.refill([], [], [fresh], [], moved=moved)
+    assert given.plan().wake_us == fresh.due_us
+    given.now_us = fresh.due_us
+    assert given.offered() == [2]
+
+
+def test_after_a_step_an_attempt_under_way_ends_as_any_other():
+    given = Given(1)
+    given.accept()
+    [candidate] = given.plan().candidates
+    given.start(candidate)
+    moved = given.fold(ClockStepped(by_us=-3600 * SECOND_US, waits_us=-3600 * SECOND_US))
+    given.now_us -= 3600 * SECOND_US
+    plan = given.plan()
+    given.scheduler.refilling(plan.refills)
+    given.refill([], [], [], [], moved=moved)
+    given.end(candidate, "due", "deferred", due_us=given.now_us + SECOND_US)
+    assert given.plan().wake_us == given.now_us + SECOND_US
+    given.now_us += SECOND_US
+    assert given.offered() == [candidate.number]
+
+
 def test_suspended_and_active_again():
     given = Given(1)
     number = given.accept()
@@ -593,7 +632,7 @@ def test_a_refill_is_of_few_windows_and_every_window_has_its_turn():
     """An account that wants one after each does not keep the others from theirs."""
     scheduler, accounts = Scheduler(), 50
     rows = tuple(ACCOUNTS.evolve(None, saved(number)) for number in range(1, accounts + 1))
-    scheduler.start(UnitState(accounts, rows, (), ACTIVE, frozenset(range(1, accounts + 1))))
+    scheduler.start(UnitState(accounts, 0, rows, (), ACTIVE, frozenset(range(1, accounts + 1))))
     read: list[tuple[int, int]] = []
     for seq in range(accounts + 1, 3 * accounts):
         refills = scheduler.plan(NOW_US, lambda account: 0).refills
@@ -602,7 +641,7 @@ def test_a_refill_is_of_few_windows_and_every_window_has_its_turn():
         scheduler.refilling(refills)
         # The first account's windows come back full but for a moment: they are wanted again at once.
         again = [QueueRow(number, NOW_US, number, (0,)) for number in range(WINDOW_MAX)]
-        scheduler.refilled(seq, [again if account == 1 else () for account, _ in refills])
+        scheduler.refilled(Queues(seq, 0, [again if account == 1 else () for account, _ in refills]))
         for number in range(WINDOW_MAX):
             scheduler.fold(Entry(seq, NOW_US, number, 1, MessageWithdrawn()))
     assert set(read) == {(account, priority) for account in range(1, accounts + 1) for priority in range(4)}

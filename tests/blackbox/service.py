@@ -51,6 +51,7 @@ class Service:
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
         self._client: httpx.AsyncClient | None = None
+        self.command: Sequence[str] = letterbook("serve")
         self._starts = 0
         self._settings = {
             "server_port": 0,
@@ -90,7 +91,7 @@ class Service:
         self._starts += 1
         with (self.folder / f"serve-{self._starts}.err").open("wb") as errors:
             self.process = subprocess.Popen(
-                [*self.within, *letterbook("serve")],
+                [*self.within, *self.command],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=subprocess.DEVNULL,

@@ -2,7 +2,8 @@
 
 A transaction counts from the first byte of MAIL to the relay's last word; it may begin only when fewer than N of those
 that were taken reach into the W seconds before. Left out is what no sender can know: a message taken after its
-connection was gone, and windows in which somebody set the clock forward.
+connection was gone, and windows in which somebody set the clock forward by so little that a start takes it for the time
+that has passed since the last stop.
 """
 
 from collections import defaultdict
@@ -22,6 +23,8 @@ GRANTED_BEFORE_US = 2_000_000
 CLOCK_S = 0.000_01
 """The service counts microseconds, the clock of the simulation is a float."""
 
+UNNOTICED_S_MAX = 86_400
+
 FOLLOWED_WITHIN_S = 15
 """The service compares its clocks every ten seconds."""
 
@@ -35,7 +38,7 @@ class _Saved:
 
 def check(observed: Observed) -> Iterator[str]:
     saved = _saved(observed)
-    forward = [at for at, by_s in observed.jumps if by_s > 0]
+    forward = [at for at, by_s in observed.jumps if 0 < by_s <= UNNOTICED_S_MAX]
     for account, taken in _taken(observed).items():
         for index, (start_seq, start_at_us, transaction) in enumerate(taken):
             for field, window_s in WINDOWS:

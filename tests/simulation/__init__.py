@@ -32,8 +32,8 @@ exist, or are greylisted. Several accounts share a relay, with the same login or
 The network cuts a connection after any byte in either direction; what was under way to the service may be lost with it.
 Bytes are not changed, repeated or reordered within a connection: TCP sees to that. There is no TLS here.
 
-The wall clock jumps, forwards and back, by seconds or minutes, while the service runs or between two lives.
-Monotonic time does not.
+The wall clock jumps, forwards and back, by seconds or minutes, by an hour, five days or a year, while the service runs
+or between two lives; some large jumps are taken back. Monotonic time does not jump.
 
 Clients post one message or many, the same id again with the same content or another, two at once; they wait for the
 outcome; they delete, suspend, pause, remove accounts, make them anew, change their limits, and do so just as the next

@@ -21,10 +21,13 @@ LATENCIES_S = (0.0, 0.001, 0.02, 0.3)
 class SlowTurner:
     """Around the inline turner of a store; `run` is the turn itself, and may be wrapped."""
 
-    def __init__(self, inline: Any, chance: random.Random, latency_s: float) -> None:
+    def __init__(
+        self, inline: Any, chance: random.Random, latency_s: float, wrote: Callable[[int], None] = lambda seq: None
+    ) -> None:
         self._inline = inline
         self._chance = chance
         self._latency_s = latency_s
+        self._wrote = wrote
 
     @property
     def run(self) -> Callable[[Sequence[Request]], TurnResult]:
@@ -37,6 +40,8 @@ class SlowTurner:
     async def turn(self, requests: Sequence[Request]) -> TurnResult:
         await trio.sleep(self._chance.random() * self._latency_s)
         result: TurnResult = await self._inline.turn(requests)
+        for entry in result.entries:
+            self._wrote(entry.seq)
         await trio.sleep(self._chance.random() * self._latency_s)
         return result
 
@@ -61,9 +66,9 @@ class SlowReaders:
         self._inline.close()
 
 
-def slow_down(store: Store, chance: random.Random) -> SlowTurner:
-    """Give a store that runs inline the latencies of a machine."""
-    turner = SlowTurner(store.recorder._turner, chance, chance.choice(LATENCIES_S))
+def slow_down(store: Store, chance: random.Random, wrote: Callable[[int], None] = lambda seq: None) -> SlowTurner:
+    """Give a store that runs inline the latencies of a machine; `wrote` hears the seq of every fact."""
+    turner = SlowTurner(store.recorder._turner, chance, chance.choice(LATENCIES_S), wrote)
     store.recorder._turner = turner
     store._readers = SlowReaders(store._readers, chance, chance.choice(LATENCIES_S))  # type: ignore[assignment]
     return turner

@@ -135,6 +135,8 @@ class Observed:
     lives: list[Life] = field(default_factory=list)
     jumps: list[tuple[float, float]] = field(default_factory=list)
     """(moment, by how many seconds) of each jump of the wall clock."""
+    true_at: dict[int, float] = field(default_factory=dict)
+    """When each fact was written, by its seq; those of a commit that a crash tore may be written anew."""
     connects: list[tuple[float, str]] = field(default_factory=list)
     """(moment, relay) of each connection that the service asked for."""
     surprises: list[str] = field(default_factory=list)

@@ -231,15 +231,18 @@ class Run:
                 self._batches += 1
                 self._upstream.offer(batch(step, self._batches))
             case "jump":
-                self._skew_s += step.payload["by_s"]
-                self._observed.jumps.append((trio.current_time(), step.payload["by_s"]))
-                self._observed.tell("clock", f"jumps by {step.payload['by_s']} s")
+                self._jump(step.payload["by_s"])
             case "resolve held":
                 listed = await self._clients.ask("listHeld", {})
                 for row in (listed.answer or {}).get("held", ()):
                     await self._clients.act(Step(0, "resolveMessage", {"id": row["id"], **step.payload}))
             case _:
                 await self._clients.act(step)
+
+    def _jump(self, by_s: float) -> None:
+        self._skew_s += by_s
+        self._observed.jumps.append((trio.current_time(), by_s))
+        self._observed.tell("clock", f"jumps by {by_s} s")
 
     # A life
 
@@ -292,7 +295,11 @@ class Run:
             world = self._world(life.number, life.network, client)
             async with running(config, world, life.stop) as system, trio.open_nursery() as nursery:
                 life.system = system
-                life.turner = slow_down(system.store, stream(self._plan.seed, f"machine of life {life.number}"))
+                life.turner = slow_down(
+                    system.store,
+                    stream(self._plan.seed, f"machine of life {life.number}"),
+                    lambda seq: self._observed.true_at.update({seq: trio.current_time()}),
+                )
                 self._look_at(life.database)
                 seen.first_seq = self.eye().last_seq()
                 await nursery.start(system.door.watch.run)
@@ -422,6 +429,8 @@ class Run:
         for relay in self._relays.values():
             relay.clear_up()
         self._upstream.calm, self._upstream.gone = True, False
+        if self._skew_s:
+            self._jump(-self._skew_s)
         for step in (Step(0, "activate"), *(Step(0, "resumeAccount", {"id": name}) for name in self._plan.accounts)):
             await self._clients.act(step)
         await self._until_nothing_waits(LIMITED_S)

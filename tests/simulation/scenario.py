@@ -155,6 +155,10 @@ def _life(chance: random.Random, chaos_s: float) -> LifePlan:
     return LifePlan(ending, "seconds", chance.choice((0.5, 0.5, 1)) * chance.uniform(1, chaos_s), delivery)
 
 
+JUMPS_S = (3_600, 5 * 86_400, 365 * 86_400)
+"""A wrong time zone, a virtual machine that was paused over days, a battery that is empty."""
+
+
 class _Writer:
     """Writes the steps of clients, of the upstream, and of the weather."""
 
@@ -321,7 +325,10 @@ class _Writer:
         yield Step(at, "run now")
 
     def _jump(self, at: float, accounts: Any) -> Iterator[Step]:
-        yield Step(at, "jump", {"by_s": self._chance.choice((-700, -45, -3, 3, 45, 400))})
+        by_s = self._chance.choice((-700, -45, -3, 3, 45, 400, *JUMPS_S, *(-by_s for by_s in JUMPS_S)))
+        yield Step(at, "jump", {"by_s": by_s})
+        if abs(by_s) in JUMPS_S and self._chance.random() < 0.5:
+            yield Step(at + self._chance.choice((5, 60, 400)), "jump", {"by_s": -by_s})
 
     def _disk_full(self, at: float, accounts: Any) -> Iterator[Step]:
         yield Step(at, "disk full")

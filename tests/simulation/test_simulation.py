@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkers import (
+    clock,
     duplicates,
     followers,
     forgotten,
@@ -27,7 +28,7 @@ from .observed import Observed
 from .run import simulate
 from .scenario import scenario
 
-CHECKERS = (starts, truth, duplicates, forgotten, legal, limits, order, reports, resolved, followers)
+CHECKERS = (clock, starts, truth, duplicates, forgotten, legal, limits, order, reports, resolved, followers)
 
 SEEDS_DEFAULT = 20
 LINES_SHOWN = 40

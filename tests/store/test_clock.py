@@ -57,4 +57,6 @@ async def test_trios_clock_rules_under_virtual_time(autojump_clock):
     await trio.sleep(60)
     assert clock.now_us() == 1_700_000_060 * S and clock.monotonic_us() == began_us + 60 * S
     clock.jump(-30 * S)
+    assert clock.now_us() == 1_700_000_060 * S and clock.step() == -30 * S
     assert clock.now_us() == 1_700_000_030 * S and clock.monotonic_us() == began_us + 60 * S
+    assert clock.ahead_us() == clock.now_us() - clock.monotonic_us()

@@ -163,26 +163,26 @@ def test_the_keeper_writes_at_most_once_a_second_and_at_the_end(db):
     keeper = MarkKeeper(db, "a1b2")
     seen = []
     for seq, now_us in ((1, 0), (2, 10), (3, MARK_EVERY_US - 1), (4, MARK_EVERY_US), (5, MARK_EVERY_US + 1)):
-        assert keeper.keep(seq, now_us) is None
+        assert keeper.keep(seq, now_us, 7) is None
         seen.append(read_mark(db).seq)
     assert seen == [1, 1, 1, 4, 4]
-    assert keeper.finish(5) is None
-    assert read_mark(db) == Mark("a1b2", 5)
+    assert keeper.finish(5, 8) is None
+    assert read_mark(db) == Mark("a1b2", 5, 8)
 
 
 def test_the_keeper_writes_nothing_while_nothing_happens(db):
     keeper = MarkKeeper(db, "a1b2")
-    keeper.keep(1, 0)
+    keeper.keep(1, 0, 7)
     mark_path(db).unlink()
-    assert keeper.keep(1, 10 * MARK_EVERY_US) is None
+    assert keeper.keep(1, 10 * MARK_EVERY_US, 7) is None
     assert read_mark(db) is None
 
 
 def test_the_keeper_gives_back_what_kept_it_from_writing(db):
     keeper = MarkKeeper(db.parent / "gone" / "x.db", "a1b2")
-    assert isinstance(keeper.keep(1, 0), FileNotFoundError)
-    assert keeper.keep(2, 1) is None, "it is tried again a second later, not at every commit"
-    assert isinstance(keeper.keep(2, MARK_EVERY_US), FileNotFoundError)
+    assert isinstance(keeper.keep(1, 0, 7), FileNotFoundError)
+    assert keeper.keep(2, 1, 7) is None, "it is tried again a second later, not at every commit"
+    assert isinstance(keeper.keep(2, MARK_EVERY_US, 7), FileNotFoundError)
 
 
 # The key

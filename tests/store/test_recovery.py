@@ -14,9 +14,7 @@ from store.recovery import (
     ASPECTS,
     CLOCK,
     CLOCK_AHEAD_US,
-    CLOCK_BEHIND_US,
     END,
-    EXPIRY_PAUSE_US,
     MARK,
     REFOLDED_MAX,
     VIEWS,
@@ -26,6 +24,7 @@ from store.recovery import (
 )
 from store.schema import VIEW_VERSIONS
 from store.surveying import survey
+from store.views.clock import LARGE_US
 
 from .building import T0_US, accepted, account_saved, database, record, started, writer
 
@@ -51,9 +50,7 @@ PUTS = ({"put_back": None}, {"put_back": 120})
 ENDS = ({"stopped": True}, {"stopped": False})
 ATTEMPTS = ({"open_attempts": 0}, {"open_attempts": 3})
 STALE = ({"stale_views": ()}, {"stale_views": ("messages", "totals")})
-CLOCKS = tuple(
-    {"now_us": T0_US + by} for by in (-CLOCK_BEHIND_US - 1, -CLOCK_BEHIND_US, 0, CLOCK_AHEAD_US, CLOCK_AHEAD_US + 1)
-)
+CLOCKS = tuple({"now_us": T0_US + by} for by in (-LARGE_US - 1, -LARGE_US, 0, CLOCK_AHEAD_US, CLOCK_AHEAD_US + 1))
 
 EVERY_SITUATION = [
     replace(USUAL, **{key: value for part in parts for key, value in part.items()})
@@ -107,7 +104,7 @@ def test_every_situation_is_decided_with_one_line_an_eventful_aspect():
 def test_an_uneventful_start_says_nothing_and_decides_nothing():
     decision = decide(USUAL)
     assert (decision.label, decision.lines) == ("clean stop", ())
-    assert not (decision.refuse or decision.refold or decision.facts or decision.pause_expiry_us)
+    assert not (decision.refuse or decision.refold or decision.facts or decision.stepped_us)
 
 
 def test_a_first_start_says_nothing():
@@ -175,21 +172,35 @@ def test_open_attempts_are_said_however_the_last_run_ended():
 @pytest.mark.parametrize(
     ("by_us", "paused"),
     [
-        (-CLOCK_BEHIND_US - 1, True),
-        (-CLOCK_BEHIND_US, False),
+        (-LARGE_US - 1, True),
+        (-LARGE_US, False),
         (0, False),
         (CLOCK_AHEAD_US, False),
         (CLOCK_AHEAD_US + 1, True),
     ],
 )
-def test_a_clock_that_cannot_be_believed_expires_nothing_for_an_hour(by_us, paused):
+def test_a_clock_that_cannot_be_believed_has_stepped(by_us, paused):
     decision = decide(replace(USUAL, now_us=T0_US + by_us))
-    assert decision.pause_expiry_us == (EXPIRY_PAUSE_US if paused else 0)
+    assert decision.stepped_us == (by_us if paused else 0)
     assert bool(decision.lines) == paused
 
 
+def test_the_mark_says_better_than_a_stamp_what_the_clock_showed():
+    """After a year backwards the last stamp stays a year ahead, and is no reason to doubt the clock at every start."""
+    behind = replace(USUAL, mark=Mark("a1", 100, T0_US), last_at_us=T0_US + 365 * CLOCK_AHEAD_US)
+    assert decide(behind).stepped_us == 0
+    assert decide(replace(behind, now_us=T0_US + 2 * CLOCK_AHEAD_US)).stepped_us == 2 * CLOCK_AHEAD_US
+    assert decide(replace(behind, mark=Mark("b2", 100, T0_US))).stepped_us == behind.now_us - behind.last_at_us
+
+
+def test_a_step_that_the_mark_does_not_know_of_is_not_found_twice():
+    stepped = replace(USUAL, mark=Mark("a1", 99, T0_US), now_us=T0_US + 365 * CLOCK_AHEAD_US)
+    assert decide(stepped).stepped_us == 365 * CLOCK_AHEAD_US
+    assert decide(replace(stepped, stepped_to_us=stepped.now_us - 1)).stepped_us == 0
+
+
 def test_an_empty_log_says_nothing_about_the_clock():
-    assert decide(replace(USUAL, last_seq=0, last_at_us=0, mark=None)).pause_expiry_us == 0
+    assert decide(replace(USUAL, last_seq=0, last_at_us=0, mark=None)).stepped_us == 0
 
 
 def test_the_survey_reads_what_is_there():

@@ -98,7 +98,7 @@ def test_it_takes_as_many_steps_with_twenty_times_the_mail(few, many, name):
 def test_a_refill_reads_no_more_than_it_gives(many):
     """Some ten steps a row, whatever stands before, behind or beside the window."""
     for account, priority in WINDOWS:
-        (rows,) = dispatching.queues(many, [(account, priority)], 100)[1]
+        (rows,) = dispatching.queues(many, [(account, priority)], 100).queues
         used = steps(many, lambda connection, one=(account, priority): dispatching.queues(connection, [one], 100))
         assert used <= 60 + 16 * len(rows), (account, priority, used)
 

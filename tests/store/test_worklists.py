@@ -43,6 +43,7 @@ STATEMENTS = {
 MAY_SCAN = {
     "LIVING_ACCOUNTS": {"accounts"},
     "DISPATCH_ROW": {"dispatch"},
+    "CLOCK_ROW": {"clock"},
     "ORPHANED_ACCOUNTS": {"totals", "accounts"},
     "REPORTED_FIRST": {"reported"},
 }
