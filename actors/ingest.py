@@ -13,7 +13,8 @@ id, the second is handed back with the row that the first made, so the later con
 Accounts are kept as of the last look. An account that is not among them is looked for again before its message is
 refused; one that is gone meanwhile makes admission hand the message back, and then they are looked up too.
 
-Within one batch the last item of an id counts, and the earlier ones are passed over. A batch with a token is one
+Within one batch the last item of an id counts, and the earlier ones are passed over, unless the batch is a cut of a
+stream (`apart`): then each is judged, the later one from the row that the earlier made. A batch with a token is one
 record, all or nothing: its token is in the same commit, and a token seen before stores nothing.
 """
 
@@ -293,7 +294,7 @@ class Ingest:
 
     def _cases(self, work: _Work) -> Iterator[_Case]:
         """The items that count; the others are answered at once, with neither number nor reason."""
-        passed_over = superseded(work.ids)
+        passed_over = frozenset[int]() if work.submission.apart else superseded(work.ids)
         for position, identity in enumerate(work.ids):
             if position in passed_over:
                 work.put(position, Decision(identity, recorded=False))

@@ -60,6 +60,7 @@ class Submission(msgspec.Struct, frozen=True, eq=False):
     """A batch of messages as they came, to be accepted or rejected one by one.
 
     `token` is the digest of an upstream's batch token: with one, all or nothing is stored, in one commit.
+    `apart`: the same id twice is judged as if it had come in two batches; else its last item counts.
     `reply` gets a tuple of Decision, one a message, in order.
     """
 
@@ -69,6 +70,7 @@ class Submission(msgspec.Struct, frozen=True, eq=False):
     default_priority: int | None = None
     token: str | None = None
     urgent: bool = False
+    apart: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -58,7 +58,9 @@ def make_app(door: Door) -> Front:
     streams = Streams(door)
     app.add_url_rule(STREAM, "upgrade", _upgrade, methods=["GET"])
     app.add_websocket(STREAM, "stream", _stream_view(streams))
-    return Front(app, door.gate, door.bodies, door.settings.max_body_bytes, OPEN_PATHS)  # type: ignore[arg-type]  # ASGI
+    streamed = {command.path: partial(command.streamed, door, BY_API) for command in COMMANDS if command.streamed}
+    front: Any = app  # ASGI, typed otherwise
+    return Front(front, door.gate, door.bodies, door.settings.max_body_bytes, OPEN_PATHS, streamed)
 
 
 def _strict(url_map: Map) -> Map:

@@ -9,6 +9,8 @@ from typing import Any
 
 from events.commands import Reply
 
+MEMORY = "the bodies of all requests together are over body_memory_mb: ask again in a moment"
+
 
 class Bodies:
     """The memory that bodies share, in bytes."""
@@ -52,6 +54,11 @@ class Lease:
             return False
         self.size += by
         return True
+
+    def shrink(self, to: int) -> None:
+        """Give back what is over so many bytes."""
+        self._bodies.held -= max(0, self.size - to)
+        self.size = min(self.size, to)
 
     def keep_until(self, reply: Reply[Any]) -> None:
         """The client has gone, and the command that has the body has not been answered."""

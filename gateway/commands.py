@@ -11,7 +11,8 @@ from msgspec import Raw, Struct
 
 from events import payloads
 
-from . import answers, asking, bulk, queries, writing
+from . import answers, asking, bulk, ndjson, queries, writing
+from .bodies import Lease
 from .door import Door
 from .errors import Answer, Trouble, bad, convert, decode
 from .writing import Call
@@ -19,10 +20,12 @@ from .writing import Call
 Handler = Callable[[Door, Call], Awaitable[Answer]]
 Source = Literal["body", "query", "path"]
 Decider = Literal["ingest", "control", "gateway"]
+Streamed = Callable[[Door, str, Mapping[str, str], Lease, ndjson.Receive], Awaitable[Answer | None]]
 
 
 class Command(Struct, frozen=True):
-    """One row. `answer` is None where control gives the contract's answer as it is."""
+    """One row. `answer` is None where control gives the contract's answer as it is; `streamed` takes the payload's
+    items as NDJSON."""
 
     name: str
     method: Literal["GET", "POST", "DELETE"]
@@ -32,6 +35,7 @@ class Command(Struct, frozen=True):
     decides: Decider
     handler: Handler
     open: bool = False
+    streamed: Streamed | None = None
 
     @property
     def path_fields(self) -> tuple[str, ...]:
@@ -59,7 +63,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("suspend", "POST", "/commands/suspend", payloads.Empty, None, CONTROL, writing.suspend),
     Command("activate", "POST", "/commands/activate", payloads.Activate, None, CONTROL, writing.activate),
     Command("sendMessage", "POST", "/commands/send-message", dict[str, Raw], None, INGEST, writing.send_message),
-    Command("addMessages", "POST", "/commands/add-messages", payloads.AddMessages, None, INGEST, writing.add_messages),
+    Command(
+        "addMessages", "POST", "/commands/add-messages", payloads.AddMessages, None, INGEST, writing.add_messages,
+        streamed=ndjson.add_messages,
+    ),
     Command(
         "deleteMessages", "POST", "/commands/delete-messages", payloads.DeleteMessages, None, CONTROL,
         writing.delete_messages,

@@ -140,11 +140,20 @@ class Door:
         *,
         default_priority: int | None = None,
         urgent: bool = False,
+        apart: bool = False,
+        patient: bool = False,
     ) -> tuple[Decision, ...]:
-        """What became of these messages, in their order. Raises Trouble 503."""
+        """What became of these messages, in their order; who is patient waits where the channel is full.
+
+        Raises Trouble 503.
+        """
         self.check_accepting()
         reply: Reply[tuple[Decision, ...]] = Reply()
-        _hand_over(self._submissions, Submission(items, by, reply, default_priority, urgent=urgent))
+        submission = Submission(items, by, reply, default_priority, urgent=urgent, apart=apart)
+        if patient:
+            await _wait_to_hand_over(self._submissions, submission)
+        else:
+            _hand_over(self._submissions, submission)
         decisions = await self._answer(reply, lease)
         self.watch.backlog += sum(decision.number is not None and decision.recorded for decision in decisions)
         return decisions
@@ -179,5 +188,12 @@ def _hand_over(channel: "trio.MemorySendChannel[Any]", command: Submission | Con
         channel.send_nowait(command)
     except trio.WouldBlock:
         raise unavailable(BUSY) from None
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        raise unavailable(STOPPING) from None
+
+
+async def _wait_to_hand_over(channel: "trio.MemorySendChannel[Any]", command: Submission) -> None:
+    try:
+        await channel.send(command)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise unavailable(STOPPING) from None

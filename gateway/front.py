@@ -7,13 +7,14 @@ end (401, 413) is held open until the client has sent the rest, for a bounded ti
 bytes resets it, and the client would never see the answer.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import trio
 
 from .auth import Gate, deciding_headers, refusal
-from .bodies import Bodies, Lease
+from .bodies import MEMORY, Bodies, Lease
 from .errors import JSON, Answer, error
 from .settings import BODY_DRAIN_S_MAX
 
@@ -25,18 +26,33 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 LEASE = "letterbook.lease"
 """Under which name a request's scope holds its Lease."""
 
-MEMORY = "the bodies of all requests together are over body_memory_mb: ask again in a moment"
+NDJSON = b"application/x-ndjson"
+
+Streamed = Callable[[Mapping[str, str], Lease, Receive], Awaitable[Answer | None]]
+"""What takes a body line by line: given the query, a lease for what it holds, and where the bytes come from."""
 
 
 class Front:
-    """The ASGI application that wraps another; requests for `open_paths` need no token."""
+    """The ASGI application that wraps another; requests for `open_paths` need no token.
 
-    def __init__(self, app: App, gate: Gate, bodies: Bodies, max_body_bytes: int, open_paths: frozenset[str]) -> None:
+    A POST of NDJSON to a path of `streamed` never reaches the other one, which would read it whole.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        gate: Gate,
+        bodies: Bodies,
+        max_body_bytes: int,
+        open_paths: frozenset[str],
+        streamed: Mapping[str, Streamed],
+    ) -> None:
         self._app = app
         self._gate = gate
         self._bodies = bodies
         self._max = max_body_bytes
         self._open_paths = open_paths
+        self._streamed = streamed
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -48,17 +64,28 @@ class Front:
 
     async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
         lease = Lease(self._bodies)
-        request = _Request(receive, send, lease, declared=_content_length(scope))
+        streamed = self._streamed.get(scope["path"]) if _is_ndjson(scope) else None
+        request = _Request(receive, send, lease, declared=0 if streamed else _content_length(scope))
         try:
             if refused := self._refusal(scope, request.declared, lease):
-                await request.refuse(refused)
+                await request.answer(refused)
+                return
+            if streamed:
+                await self._stream(streamed, scope, request, lease)
                 return
             scope[LEASE] = lease
             await self._app(scope, request.receive, request.send)
             if request.overfull:
-                await request.refuse(error(503, MEMORY))
+                await request.answer(error(503, MEMORY))
         finally:
             lease.release()
+
+    async def _stream(self, streamed: Streamed, scope: Message, request: "_Request", lease: Lease) -> None:
+        query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        answer = await streamed(query, lease, request.receive)
+        lease.release()
+        if answer:
+            await request.answer(answer)
 
     def _refusal(self, scope: Message, length: int | None, lease: Lease) -> Answer | None:
         """Why the request is not even read; a body that is too large by its own word is the application's to refuse."""
@@ -68,6 +95,11 @@ class Front:
                 return answer
         fits = length is None or length > self._max or lease.grow(length)
         return None if fits else error(503, MEMORY)
+
+
+def _is_ndjson(scope: Message) -> bool:
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    return scope["method"] == "POST" and len(kinds) == 1 and kinds[0].partition(b";")[0].strip().lower() == NDJSON
 
 
 def _content_length(scope: Message) -> int | None:
@@ -107,12 +139,13 @@ class _Request:
                 await self._ended.wait()
         await self._send(message)
 
-    async def refuse(self, answer: Answer) -> None:
-        """Answer without the application; the rest of the body is read and dropped meanwhile."""
+    async def answer(self, answer: Answer) -> None:
+        """Answer without the application; what is left of the body is read and dropped meanwhile."""
         headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
         headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(answer.data))]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._drop)
+            if not self._ended.is_set():
+                nursery.start_soon(self._drop)
             await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await self._send({"type": "http.response.body", "body": answer.data, "more_body": True})
             with trio.move_on_after(BODY_DRAIN_S_MAX):

@@ -43,6 +43,7 @@ from .settings import (
     CONNECTIONS_MIN,
     FILES_KEPT,
     KEEP_ALIVE_S,
+    PARTS_AHEAD_MAX,
     SEND_CHUNK_BYTES,
     SEND_S_MAX,
     STREAM_INPUT_BYTES_MAX,
@@ -344,6 +345,7 @@ def _hypercorn_config(door: Door) -> Config:
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.keep_alive_max_requests = REQUESTS_A_CONNECTION_MAX
+    config.max_app_queue_size = PARTS_AHEAD_MAX
     config.websocket_max_message_size = STREAM_INPUT_BYTES_MAX
     config.graceful_timeout = door.settings.drain_seconds
     return config

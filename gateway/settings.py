@@ -33,6 +33,10 @@ CLOSE_S_MAX = 2.0
 BODY_S_MAX = 300.0
 """A whole body: 64 MB at 2 Mbit/s."""
 
+PARTS_AHEAD_MAX = 10
+"""Parts of a body, of 64 KB at most, that are read from the socket before somebody wants them; then TCP slows the
+client down."""
+
 BODY_DRAIN_S_MAX = 5.0
 """An answer that comes before the body's end waits so long for the rest: a client that still sends would meet a
 reset connection and never see it."""

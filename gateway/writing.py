@@ -22,7 +22,9 @@ from .bodies import Lease
 from .door import Door
 from .errors import Answer, bad
 
-OK = {"ok": True}
+NOT_JSON = "not JSON"
+"""The reason of an item that cannot be read at all."""
+
 GENERATED_ID_BYTES = 16
 ID_CHARACTERS_MAX = 200
 """An Idempotency-Key is a UUID or a digest; it becomes the message's id for ever."""
@@ -111,7 +113,7 @@ def default_priority(wish: str | float | None) -> int | None:
         return None
     if isinstance(wish, str) and not _NUMBER.fullmatch(wish):
         if wish.lower() not in PRIORITY_LABELS:
-            raise bad("the body does not fit: default_priority is immediate, high, medium or low, or 0 to 3")
+            raise bad("default_priority is none of immediate, high, medium, low, and no number from 0 to 3")
         return PRIORITY_LABELS[wish.lower()]
     return min(max(int(wish), 0), 3)
 
@@ -120,10 +122,11 @@ def added(decisions: tuple[Decision, ...]) -> dict[str, Any]:
     """A message that came twice in one batch is counted once: its first coming is not recorded."""
     rejected = [decision for decision in decisions if decision.reason is not None]
     queued = sum(decision.reason is None and decision.recorded for decision in decisions)
-    return {"ok": True, "queued": queued, "rejected": [_rejected(decision) for decision in rejected]}
+    return {"ok": True, "queued": queued, "rejected": [rejection(decision) for decision in rejected]}
 
 
-def _rejected(decision: Decision) -> dict[str, Any]:
+def rejection(decision: Decision) -> dict[str, Any]:
+    """What the client is told."""
     known = {} if decision.id is None else {"id": decision.id}
     return {**known, "reason": decision.reason}
 

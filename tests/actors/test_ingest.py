@@ -127,6 +127,21 @@ async def test_twice_in_one_batch_the_last_wins_and_counts_once(tmp_path, autoju
         assert b"two" in (await rows(store, "select content from letters"))[0][0]
 
 
+async def test_twice_in_a_cut_of_a_stream_is_as_if_it_had_come_in_two_batches(tmp_path, autojump_clock):
+    """A faulty line leaves the good one before it standing, wherever the stream happens to be cut."""
+    async with ingesting(tmp_path, "default") as (store, to):
+        lines = [message("a", subject="one"), {"id": "a"}, message("a", subject="two"), {"id": "b"}, message("b")]
+        decisions = await submit(to, *lines, message("a", subject="three"), {"id": "a", "to": 5}, apart=True)
+        assert [each.reason for each in decisions] == [
+            None, "missing from", None, "missing from", None, None, "missing from",
+        ]  # fmt: skip
+        assert all(each.recorded for each in decisions if each.reason is None)
+        assert await states(store) == {"a": "waiting", "b": "waiting"}
+        [(revision,)] = await rows(store, "select revision from messages where id = 'a'")
+        [(content,)] = await rows(store, "select content from letters where letter = ?", revision)
+        assert b"three" in content
+
+
 async def test_one_id_from_many_sides_at_once_is_one_message_with_the_last_content(tmp_path, autojump_clock):
     async with ingesting(tmp_path, "default") as (store, to):
         asked = [submission(message("a", subject=f"number {index}")) for index in range(8)]

@@ -65,7 +65,10 @@ class Service:
             submission.reply.put(tuple([await self._take(bytes(item)) for item in submission.items]))
 
     async def _take(self, item: bytes) -> Decision:
-        message = msgspec.json.decode(item)
+        try:
+            message = msgspec.json.decode(item)
+        except msgspec.DecodeError:
+            return Decision(None, reason="not JSON", recorded=False)
         if not isinstance(message, dict) or "id" not in message:
             return Decision(None, reason="missing id", recorded=False)
         if reason := self.decide(message):
