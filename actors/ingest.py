@@ -214,15 +214,19 @@ class _Case(Struct, eq=False):
             self.put(Decision(self.id, number=entry.message, seq=entry.seq))
 
 
+Judge = Callable[[bytes | msgspec.Raw, Submission, MessageRow | None, Known], Proposal | Decision]
+
+
 async def run_ingest(
     submissions: trio.MemoryReceiveChannel[Submission],
     store: Store,
     policy: Policy,
     clock_row: Callable[[], ClockRow] = lambda: BELIEVED,
+    judge: Judge = judge,
 ) -> None:
     """Take submissions until their channel is closed. Each is answered once, or its reply is dropped. `clock_row` says
     whether the clock is believed."""
-    ingest = Ingest(store, policy, clock_row)
+    ingest = Ingest(store, policy, clock_row, judge)
     async for first in submissions:
         taken = [first, *_waiting(submissions)]
         try:
@@ -243,9 +247,16 @@ def _waiting(submissions: trio.MemoryReceiveChannel[Submission]) -> Iterator[Sub
 class Ingest:
     """The actor's one piece of state: the accounts as of the last look."""
 
-    def __init__(self, store: Store, policy: Policy, clock_row: Callable[[], ClockRow] = lambda: BELIEVED) -> None:
+    def __init__(
+        self,
+        store: Store,
+        policy: Policy,
+        clock_row: Callable[[], ClockRow] = lambda: BELIEVED,
+        judge: Judge = judge,
+    ) -> None:
         self._store = store
         self._clock_row = clock_row
+        self._judge_item = judge
         self._known = Known(policy, {}, store.secrets, 0)
         self._looked = False
 
@@ -334,7 +345,7 @@ class Ingest:
         """Under guard: what should not happen in here is this one item's rejection, with a line to find it by."""
         submission = case.work.submission
         try:
-            return judge(submission.items[case.position], submission, case.row, self._known)
+            return self._judge_item(submission.items[case.position], submission, case.row, self._known)
         except Exception:  # a bug must not take the rest of the batch with it
             logger.exception("an item could not be judged, incident %s", self._incident())
             return reject(Fault(case.id, INTERNAL_ERROR), case.row, submission.by)

@@ -36,6 +36,7 @@ SENTENCES = {
     408: "The body did not come in time",
     413: "The body is larger than max_body_mb allows",
     415: "Send the body as Content-Type: application/json",
+    431: "The head of the request is too large: send a shorter address and fewer headers",
     426: "This is a websocket: ask for an upgrade",
     500: "An unexpected error; the log has more",
 }

@@ -2,6 +2,7 @@
 answers, and who decides. `handle_command` and the HTTP routes are made from it, and the bad-input test walks it.
 """
 
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
@@ -110,6 +111,9 @@ BY_PROGRAM = "program"
 """Who asks where a program of one's own calls `handle_command`."""
 
 
+_FIELDS = msgspec.json.Decoder(dict[str, Any])
+
+
 class Reader:
     """Reads a command's payload; a decoder is made once."""
 
@@ -143,7 +147,7 @@ async def handle_command(door: Door, name: str, payload: Mapping[str, Any] | Non
     if command is None:
         return {"ok": False, "error": "unknown command"}
     try:
-        answer = await command.handler(door, Call(_payload(command, dict(payload or {})), BY_PROGRAM))
+        answer = await command.handler(door, Call(_payload(command, {} if payload is None else payload), BY_PROGRAM))
     except Trouble as trouble:
         answer = trouble.answer
     if isinstance(answer.body, bytes):
@@ -152,11 +156,12 @@ async def handle_command(door: Door, name: str, payload: Mapping[str, Any] | Non
     return decoded
 
 
-def _payload(command: Command, fields: dict[str, Any]) -> Any:
+def _payload(command: Command, fields: Mapping[str, Any]) -> Any:
+    """What a program gives goes through the same bytes as what comes over HTTP, so that it is judged alike: NaN is no
+    JSON, and half of a surrogate pair is the fault of the message in which it stands."""
     reader = Reader(command)
-    if command.source != "body":
-        return reader.fields(fields)
     try:
-        return reader.body(msgspec.json.encode(fields))
-    except (TypeError, OverflowError, UnicodeEncodeError, RecursionError) as error:
-        raise Trouble(400, f"the payload cannot be written as JSON: {error}") from None
+        data = json.dumps(fields, default=msgspec.to_builtins).encode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise bad(f"the payload cannot be written as JSON: {error}") from None
+    return reader.body(data) if command.source == "body" else reader.fields(decode(data, _FIELDS))

@@ -62,10 +62,38 @@ def decode(data: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise bad(f"the body does not fit: {_what(error, decoder.type)}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise bad("the body is not JSON: a text in it is not UTF-8, or holds half of a surrogate pair") from None
+    except msgspec.DecodeError as error:
+        if (mended := halves_as_bytes(data)) is not data:
+            return decode(mended, decoder)
         raise bad(f"the body is not JSON: {error}") from None
     except RecursionError:
         raise bad("the body is not JSON that can be read: it is nested too deeply") from None
+
+
+_ESCAPED_SURROGATES = re.compile(
+    rb"(?<!\\)((?:\\\\)*)"
+    rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u([dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
+"""A pair, or in the second group the digits of a half, behind any number of escaped backslashes."""
+
+
+def halves_as_bytes(data: bytes) -> bytes:
+    """JSON in which each half of a surrogate pair that is escaped stands as its three bytes, or the same object where
+    there is none.
+
+    The grammar allows such a half (RFC 8259 section 8.2) and the decoder does not, wherever it stands, so one message
+    would take its whole batch along. Its bytes are no UTF-8, and those the decoder passes on within an item as they
+    are; so the fault is found where the item is read, in the field in which it stands.
+    """
+    mended, count = _ESCAPED_SURROGATES.subn(_half_as_bytes, data)
+    return mended if count and mended != data else data
+
+
+def _half_as_bytes(match: re.Match[bytes]) -> bytes:
+    backslashes, half = match[1], match[2]
+    return match[0] if half is None else backslashes + chr(int(half, 16)).encode("utf-8", "surrogatepass")
 
 
 def convert(fields: dict[str, Any], to: type[Any]) -> Any:

@@ -1,6 +1,7 @@
 """Ingest: an id is accepted once, whoever asks how often; an item's fault is its own."""
 
 import random
+import re
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -27,14 +28,14 @@ KNOWN = Known(Policy(), {"default": 1, "other": 2}, Secrets(b"k" * 32, lambda n:
 
 
 @asynccontextmanager
-async def ingesting(folder, *accounts, capacity=64):
+async def ingesting(folder, *accounts, capacity=64, judge=judge):
     """A store with these accounts and an ingest actor in front of it: (store, where submissions go)."""
     send, receive = trio.open_memory_channel(capacity)
     async with opened(folder) as store:
         for account in accounts:
             await save_account(store, account)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_ingest, receive, store, Policy())
+            nursery.start_soon(run_ingest, receive, store, Policy(), judge)
             async with send:
                 yield store, send
 
@@ -300,6 +301,38 @@ async def test_a_bug_in_one_item_is_that_items_rejection(tmp_path, autojump_cloc
         assert [record.getMessage()[:44] for record in caplog.records] == [
             "an item could not be judged, incident 737373"
         ]
+
+
+@pytest.mark.parametrize("fields", [{}, {"urgent": True}, {"apart": True}, {"token": "t"}])
+async def test_a_judge_with_a_bug_costs_the_one_item_and_says_where_to_look(tmp_path, autojump_clock, caplog, fields):
+    def planted(raw, submission, row, known):
+        if b"poison" in bytes(raw):
+            raise ZeroDivisionError("planted")
+        return judge(raw, submission, row, known)
+
+    async with ingesting(tmp_path, "default", judge=planted) as (store, to):
+        await submit(to, message("known"))
+        before = await facts(store)
+        again, *decisions = await submit(
+            to, message("known", subject="poison"), message("a"), message("poison"), {"id": "poison too"}, message("b"),
+            b'{"poison"', **fields,
+        )  # fmt: skip
+        assert (again.reason, again.recorded) == ("internal error", False), "a known message stands untouched"
+        assert [each.reason for each in decisions] == [
+            None, "internal error", "internal error", None, "internal error",
+        ]  # fmt: skip
+        assert await states(store) == {
+            "known": "waiting", "a": "waiting", "poison": "rejected", "poison too": "rejected", "b": "waiting",
+        }  # fmt: skip
+        added = [each.fact for each in (await facts(store))[len(before) :]]
+        assert [fact.reason for fact in added if isinstance(fact, MessageRejected)] == ["internal error"] * 2
+        assert (await submit(to, message("c")))[0].reason is None
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) >= 4 and all(
+        re.fullmatch(r"an item could not be judged, incident [0-9a-f]{8}", one) for one in lines
+    )
+    assert len(set(lines)) == len(lines), "each incident can be told from the others"
+    assert all(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
 
 
 class Contested:

@@ -1,11 +1,8 @@
 """Wrong requests to a whole service: whatever comes, the answer is the contract's error or the item's rejection, and
-nothing of it reaches a relay. What the door alone decides is tried in tests/gateway."""
+nothing of it reaches a relay. Every wrong on every route is tried in tests/letterbook/test_both_doors.py."""
 
-import msgspec
 import pytest
 
-from events.payloads import MessagePayload
-from gateway.commands import COMMANDS
 from letterbook.capture import CaptureRelay
 
 from .service import mail
@@ -34,9 +31,6 @@ PLACES = {
     "a file's content_id": lambda evil: {"attachments": [FILE | {"content_id": f"a{evil}b"}]},
 }
 
-ODD = (None, True, 0, -1, 1e300, "", "\0", "x" * 1000, [], [[]], {}, {"a": {"b": [None]}}, ["a", 1])
-"""Values that are the wrong type for nearly everything."""
-
 
 @pytest.mark.parametrize("place", PLACES)
 async def test_control_characters_are_refused_at_the_door(shared, place):
@@ -48,40 +42,6 @@ async def test_control_characters_are_refused_at_the_door(shared, place):
     assert [each["id"] for each in answer["rejected"]] == [item["id"] for item in items]
     reasons = {each["reason"].split(" in ")[0].split(":")[0] for each in answer["rejected"]}
     assert reasons <= {"control character", "invalid address", "invalid field"}, answer
-
-
-def is_an_error(response):
-    assert response.status_code in (400, 404, 405, 409), (response.request.url, response.status_code, response.text)
-    assert response.headers["content-type"].startswith("application/json")
-    body = response.json()
-    assert body["ok"] is False and body["error"] == body["detail"] and "Traceback" not in body["error"]
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-async def test_whatever_the_fields_hold_it_is_an_answer_and_never_a_500(shared, command):
-    path = command.path.replace("<id>", "unknown")
-    for value in ODD:
-        response = await shared.client.request(command.method, path, **filled(command, value))
-        answer = response.json() if response.headers["content-type"].startswith("application/json") else {}
-        assert response.status_code < 500 or command.name == "ready", (value, response.text)
-        if response.status_code >= 400 and command.name != "ready":
-            is_an_error(response)
-        assert answer.get("queued", 0) == 0
-
-
-def filled(command, value):
-    """A request with this value in every field of the command; dispatch is not stopped for those who come after."""
-    if command.name in ("suspend", "activate"):
-        return {"content": b"[" if value is None else b'{"restored": 7}' if command.name == "activate" else b"]"}
-    if command.source != "body":
-        return {"params": {name: str(value)[:100] for name in fields(command.payload)}}
-    return {"json": dict.fromkeys(fields(command.payload), value)}
-
-
-def fields(payload):
-    if isinstance(payload, type) and issubclass(payload, msgspec.Struct):
-        return [field.encode_name for field in msgspec.structs.fields(payload)]
-    return [field.encode_name for field in msgspec.structs.fields(MessagePayload)]
 
 
 async def test_afterwards_it_is_as_if_nothing_had_come(shared):
