@@ -83,3 +83,54 @@ async def test_two_clients_post_the_same_id_at_once(service):
     for message_id, content in mailed:
         body = content.partition(b"\r\n\r\n")[2].decode().replace("\r\n", "\n")
         assert body == later[message_id]
+
+
+async def test_a_key_in_the_header_stands_in_for_the_id(service):
+    """However often a request is repeated, at the same moment, later, or after a restart: one mail, and one answer."""
+    it = await service()
+    letter = {name: value for name, value in mail("key", account_id="a").items() if name != "id"}
+    key = {"Idempotency-Key": "b5f1c8a2 {order 17}"}
+
+    async def send(body=letter, **headers):
+        response = await it.client.post("/commands/send-message", json=body, headers=headers)
+        return response.status_code, response.json()
+
+    answers = []
+    async with CaptureRelay().listening() as relay:
+        await it.account("a", relay.port)
+
+        async def ask(_):
+            answers.append(await send(**key))
+
+        await in_parallel(list(range(3 * CLIENTS)), ask)
+        status, first = answers[0]
+        assert status == 200 and first["ok"] and first["result"]["id"] == key["Idempotency-Key"]
+        assert all(answer == answers[0] for answer in answers)
+        assert await send({**letter, "subject": "Another"}, **key) == answers[0]
+        assert await send({**letter, "id": key["Idempotency-Key"]}) == answers[0]
+        # An id of the message's own comes first; without either, and with an empty key, one is made.
+        status, own = await send({**letter, "id": "own"}, **key)
+        assert own["result"]["id"] == "own"
+        for headers in ({}, {"Idempotency-Key": ""}):
+            status, made = await send(**headers)
+            assert status == 200 and len(made["result"]["id"]) == 32
+        assert await it.stop() == 0
+        await it.start()
+        assert await send(**key) == answers[0]
+        assert len(relay.messages) == 4
+    (fact,) = [fact for fact in await it.events("MessageAccepted") if fact["id"] == key["Idempotency-Key"]]
+    assert fact["priority"] == 0
+
+
+async def test_a_key_that_failed_is_tried_again_for_whom_it_has_not_reached(service):
+    it = await service()
+    letter = mail("key", ["ann@example.org", "550@example.org"], account_id="a")
+    del letter["id"]
+    async with CaptureRelay().listening() as relay:
+        await it.account("a", relay.port)
+        for _ in range(2):
+            response = await it.client.post("/commands/send-message", json=letter, headers={"Idempotency-Key": "k"})
+            answer = response.json()
+            assert answer["ok"] is False and answer["result"]["status"] == "error"
+            assert answer["result"]["error"].startswith("1 of 2 refused: 550 ")
+        assert [message.recipients for message in relay.messages] == [("ann@example.org",)]
