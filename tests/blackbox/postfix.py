@@ -81,8 +81,8 @@ def program(name: str) -> str:
 
 
 @contextmanager
-def postfix() -> Iterator[Postfix]:
-    """A running Postfix. Raises Unavailable where it cannot be run."""
+def postfix(more: str = "") -> Iterator[Postfix]:
+    """A running Postfix, with `more` settings. Raises Unavailable where it cannot be run."""
     command = [program("postconf"), "-d", "-h", "daemon_directory"]
     if os.geteuid() != 0:
         raise Unavailable("only root can run a Postfix")
@@ -91,14 +91,14 @@ def postfix() -> Iterator[Postfix]:
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     try:
         made = Postfix(folder, free_port())
-        lay_out(made)
+        lay_out(made, more)
         with started(Path(daemons) / "master", made):
             yield made
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def lay_out(made: Postfix) -> None:
+def lay_out(made: Postfix, more: str) -> None:
     """The folders and files that `postfix start` would make or check, which takes it some seconds."""
     made.folder.chmod(0o755)
     for name in ("etc", "log", "queue", "queue/pid", "data", *(f"queue/{name}" for name in QUEUES)):
@@ -106,7 +106,7 @@ def lay_out(made: Postfix) -> None:
     for name in ("data", *(f"queue/{name}" for name in QUEUES)):
         (made.folder / name).chmod(0o700)
         shutil.chown(made.folder / name, "postfix")
-    (made.folder / "etc" / "main.cf").write_text(MAIN.format(folder=made.folder))
+    (made.folder / "etc" / "main.cf").write_text(MAIN.format(folder=made.folder) + more)
     (made.folder / "etc" / "master.cf").write_text(MASTER.format(port=made.port))
 
 

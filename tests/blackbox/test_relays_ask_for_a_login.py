@@ -1,6 +1,9 @@
-"""A relay that offers CRAM-MD5, at aiosmtpd: the password logs in and never crosses the wire."""
+"""Relays that offer CRAM-MD5, aiosmtpd and Postfix: the password logs in and never crosses the wire."""
 
 import hmac
+import socketserver
+import threading
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,11 +11,14 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
+from .postfix import Unavailable, postfix
 from .relays import free_port
 from .service import mail
 
 USER, PASSWORD = "clerk ü", "pässword, and a long one: longer than the 64 octets after which HMAC hashes its key first"
 CHALLENGE = b"<1896.697170952@relay.example>"
+
+DIGEST = hmac.new(PASSWORD.encode(), CHALLENGE, "md5").hexdigest().encode()
 
 STANDING: dict[str, object] = {}
 
@@ -33,8 +39,7 @@ class ChallengingRelay:
                 relay.wire.append(response)
                 user, _, digest = response.rpartition(b" ")
                 relay.logins.append(("CRAM-MD5", user))
-                wanted = hmac.new(PASSWORD.encode(), CHALLENGE, "md5").hexdigest().encode()
-                return AuthResult(success=user == USER.encode() and digest == wanted, handled=False)
+                return AuthResult(success=user == USER.encode() and digest == DIGEST, handled=False)
 
         class Stock(Controller):
             def factory(self) -> SMTP:
@@ -76,6 +81,69 @@ async def test_cram_md5_logs_in_and_keeps_the_password(shared, auth, without):
         assert not any(PASSWORD.encode() in said for said in relay.wire)
     (listed,) = [each for each in (await shared.get("/accounts"))["accounts"] if each["id"] == account]
     assert listed["auth"] == auth and listed["has_password"]
+
+
+class Authority(socketserver.StreamRequestHandler):
+    """What Postfix asks whether a login is good: Dovecot's authentication protocol, with one mechanism and one user."""
+
+    def handle(self) -> None:
+        self._say("VERSION\t1\t1", "MECH\tCRAM-MD5\tdictionary", "SPID\t1", "CUID\t1", "COOKIE\t" + "0" * 32, "DONE")
+        for line in self.rfile:
+            words = line.decode().rstrip("\n").split("\t")
+            if words[0] == "AUTH":
+                self._say(f"CONT\t{words[1]}\t{b64encode(CHALLENGE).decode()}")
+            elif words[0] == "CONT":
+                self._say(self._judge(words[1], b64decode(words[2])))
+
+    def _judge(self, request: str, response: bytes) -> str:
+        good = response == USER.encode() + b" " + DIGEST
+        return f"OK\t{request}\tuser={USER}" if good else f"FAIL\t{request}\tuser=nobody"
+
+    def _say(self, *lines: str) -> None:
+        self.wfile.write("".join(f"{line}\n" for line in lines).encode())
+
+
+class AuthorityServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+WITH_LOGIN = """
+smtpd_sasl_auth_enable = yes
+smtpd_sasl_type = dovecot
+smtpd_sasl_path = inet:127.0.0.1:{port}
+smtpd_recipient_restrictions = permit_sasl_authenticated, reject
+"""
+
+
+@contextmanager
+def postfix_with_login() -> Iterator[int]:
+    """A Postfix that takes mail only from who has logged in; its port. Raises Unavailable."""
+    with AuthorityServer(("127.0.0.1", 0), Authority) as authority:
+        serving = threading.Thread(target=authority.serve_forever)
+        serving.start()
+        try:
+            with postfix(WITH_LOGIN.format(port=authority.server_address[1])) as made:
+                yield made.port
+        finally:
+            authority.shutdown()
+            serving.join()
+
+
+async def test_postfix_lets_in_who_answers_its_challenge(shared):
+    try:
+        with postfix_with_login() as port:
+            for name, password, status in (("good", PASSWORD, "sent"), ("bad", "another", None)):
+                await shared.account(name, port, user=USER, password=password, auth="cram-md5", tls="none")
+                await shared.add([mail(name, account_id=name)])
+                if status:
+                    (result,) = await shared.until_results(1, name)
+                    assert result["status"] == status, result
+                else:
+                    found = await shared.until("/status", lambda answer: "reason" in answer["accounts"]["bad"])
+                    assert found["accounts"]["bad"]["reason"] == "auth"
+    except Unavailable as reason:
+        pytest.skip(str(reason))
 
 
 async def test_a_wrong_password_is_the_accounts_trouble_and_costs_the_mail_nothing(shared):
