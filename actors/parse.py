@@ -34,6 +34,9 @@ ID_CHARACTERS_MAX = 1_000
 RECIPIENTS_MAX = 10_000
 """Each is a digest of 16 characters in the fact, so a fact stays under 200 KB."""
 
+SUBJECT_CHARACTERS_MAX = 100_000
+"""It stands in lists, by the thousand in one answer; a hundred lines of mail (RFC 5322 section 2.1.1) are enough."""
+
 HEADER_NAME_CHARACTERS_MAX = 200
 """A line has at most 998 characters (RFC 5322 section 2.1.1), and a name cannot be folded."""
 
@@ -399,6 +402,8 @@ class _Parsing:
             raise _invalid(self.wrong)
         if recipients > RECIPIENTS_MAX:
             raise _invalid("to")
+        if len(self.payload.subject or "") > SUBJECT_CHARACTERS_MAX:
+            raise _invalid("subject")
         for name in self.headers:
             if not _HEADER_NAME.match(name):
                 raise _invalid("headers")

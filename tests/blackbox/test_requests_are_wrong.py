@@ -44,6 +44,16 @@ async def test_control_characters_are_refused_at_the_door(shared, place):
     assert reasons <= {"control character", "invalid address", "invalid field"}, answer
 
 
+async def test_a_subject_of_ten_megabytes_is_refused_alone_and_does_not_come_back(shared):
+    await shared.account("nowhere", 9)
+    await shared.post("/account/nowhere/pause")
+    items = [mail("long", account_id="nowhere") | {"subject": "x" * 10_000_000}, mail("short", account_id="nowhere")]
+    answer = await shared.post("/commands/add-messages", {"messages": items})
+    assert answer == {"ok": True, "queued": 1, "rejected": [{"id": "long", "reason": "invalid field: subject"}]}
+    assert len((await shared.client.get("/messages")).content) < 1_000_000
+    await shared.post("/commands/delete-messages", {"ids": ["short"]})
+
+
 async def test_afterwards_it_is_as_if_nothing_had_come(shared):
     """The same process still delivers, and what it refused was never mailed."""
     async with CaptureRelay().listening() as relay:
