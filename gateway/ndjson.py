@@ -23,8 +23,6 @@ import trio
 from msgspec import Struct
 
 from events.commands import Decision
-from store.recorder import BYTES_A_TURN_MAX
-
 from .bodies import MEMORY, Lease
 from .door import Door
 from .errors import Answer, Trouble, error, unavailable
@@ -35,8 +33,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 LINE_BYTES_MAX = 32_000_000
 """A message with 23 MB of attachments, as base64."""
 
-BATCH_BYTES_MAX = BYTES_A_TURN_MAX
-"""One commit writes no more, so that a larger batch would only be held for longer."""
+BATCH_BYTES_MAX = 4_000_000
+"""One turn of the recorder writes no more, so a larger batch would only be held for longer."""
 
 IDLE_S_MAX = 60.0
 """A client that sends nothing for so long is dropped, as one is that takes nothing."""

@@ -17,17 +17,21 @@ ANSWER_BYTES_MAX = 10_000
 
 @click.command()
 @click.option("--ready", is_flag=True, help="Ask whether it takes and sends mail, not only whether it answers.")
+@click.option("--json", "as_json", is_flag=True, help="The service's answer as JSON.")
 @url_option
 @config_option
-def health(ready: bool, url: str | None, config_path: Path | None) -> None:
+def health(ready: bool, as_json: bool, url: str | None, config_path: Path | None) -> None:
     """Say whether the service answers: exit code 0, or 1 with the reason."""
     with one_line():
         url = (url or address(configured(config_path))).rstrip("/")
         status, answer = _ask(url, "/ready" if ready else "/health")
+    if as_json:
+        click.echo(json.dumps(answer))
     if status != 200:
         reasons = answer.get("reasons") if isinstance(answer, dict) else None
         raise Failure(f"{url} is not ready: {', '.join(reasons)}" if reasons else f"{url} answers {status}")
-    click.echo("ready" if ready else "ok")
+    if not as_json:
+        click.echo("ready" if ready else "ok")
 
 
 def _ask(url: str, path: str) -> tuple[int, object]:

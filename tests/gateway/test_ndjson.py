@@ -10,7 +10,7 @@ from events.commands import Decision
 from gateway import ndjson
 from gateway.ndjson import BATCH_BYTES_MAX, LINE_BYTES_MAX, REJECTED_SHOWN_MAX, Line, Lines, Taken
 from gateway.settings import Settings
-from store.recorder import FACTS_A_TURN_MAX
+from store.recorder import BYTES_A_TURN_MAX, FACTS_A_TURN_MAX
 
 from .service import running
 
@@ -75,7 +75,7 @@ def test_of_a_line_that_is_too_long_nothing_is_kept():
 
 def test_the_limits_fit_together():
     settings = Settings()
-    assert settings.max_batch <= FACTS_A_TURN_MAX
+    assert settings.max_batch <= FACTS_A_TURN_MAX and BATCH_BYTES_MAX <= BYTES_A_TURN_MAX
     assert settings.body_memory_bytes > LINE_BYTES_MAX * 2 + BATCH_BYTES_MAX
     assert ndjson.LINGER_S < ndjson.IDLE_S_MAX
 
