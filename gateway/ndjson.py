@@ -23,6 +23,7 @@ import trio
 from msgspec import Struct
 
 from events.commands import Decision
+
 from .bodies import MEMORY, Lease
 from .door import Door
 from .errors import Answer, Trouble, error, unavailable
