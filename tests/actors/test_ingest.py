@@ -3,6 +3,7 @@
 import random
 import re
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 import pytest
@@ -35,7 +36,7 @@ async def ingesting(folder, *accounts, capacity=64, judge=judge):
         for account in accounts:
             await save_account(store, account)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_ingest, receive, store, Policy(), judge)
+            nursery.start_soon(partial(run_ingest, receive, store, Policy(), judge=judge))
             async with send:
                 yield store, send
 
