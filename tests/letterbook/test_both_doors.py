@@ -72,8 +72,13 @@ async def doors(folder: Any) -> AsyncIterator[Doors]:
         "DELIVERY_SEND_WAIT_SECONDS": "0",
     }
     config = load(None, {f"LETTERBOOK_{name}": value for name, value in settings.items()})
-    async with real_world() as world, running(config, world, Stop()) as system, trio.open_nursery() as nursery:
-        port = await nursery.start(server.serve, system.door)
+    async with (
+        server.listening(config.server.host, config.server.port) as listeners,
+        real_world() as world,
+        running(config, world, Stop()) as system,
+        trio.open_nursery() as nursery,
+    ):
+        port = await nursery.start(server.serve, system.door, listeners)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             yield Doors(system, client)
         system.stop.asked.set()
