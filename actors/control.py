@@ -29,6 +29,7 @@ from events.message import ContentErased, MessageHeld, MessageWithdrawn, Resolut
 from events.schedule import DispatchActivated, DispatchSuspended
 from events.service import ClockTrusted
 from events.values import CONTROL
+from events.volume import VolumeRemoved
 from store import choosing, reading
 from store.beside import Credentials, Sealed
 from store.dispatching import sealed_credentials
@@ -37,11 +38,13 @@ from store.recorder import NotRecorded
 from store.secrets import Secrets
 from store.views.accounts import AccountRow
 from store.views.messages import MessageRow
+from store.views.volumes import VolumeRow
 from store.worklists import STEP, asked_messages, clock_row, dispatch_row, waiting_numbers
 from store.writer import Declined
 
 from .bulk import STATES, Moment, decide, resolved
 from .network import ca_file_fault
+from .volumes import opened_config, save_volume, volume_differs
 
 logger = logging.getLogger("letterbook.control")
 
@@ -253,6 +256,10 @@ class ControlActor:
                 return await self._about_account(account_id, AccountPaused(by=by))
             case commands.ResumeAccount(account_id):
                 return await self._about_account(account_id, AccountResumed(by=by))
+            case commands.SaveVolume(volume, yields):
+                return await self._save_volume(volume, yields, by)
+            case commands.RemoveVolume(name):
+                return await self._remove_volume(name, by)
             case commands.DeleteMessages(ids):
                 return await self._delete(ids, by)
             case commands.CleanupMessages(older_than_s):
@@ -332,6 +339,29 @@ class ControlActor:
         if row is None:
             raise Refused(f"there is no account {account_id!r}: GET /accounts lists them", 404)
         await self._store.record([Draft(fact, account=row.number)], urgent=True)
+        return {"ok": True}
+
+    async def _save_volume(self, volume: payloads.Volume, yields: bool, by: str) -> Answer:
+        """What stands already as it is asked for needs no fact."""
+        row = await self._store.read(reading.volume, volume.name)
+        if row is not None and yields and row.by != by:
+            return {"ok": True}
+        stored = await self._volume_config(row)
+        saving = save_volume(volume, row, stored, self._store.secrets, by)
+        if isinstance(saving, Refused):
+            raise saving
+        if row is None or volume_differs(saving.fact, row):
+            await self._store.record([Draft(saving.fact)], beside={0: saving.sealed(self._store.secrets)}, urgent=True)
+        return {"ok": True}
+
+    async def _volume_config(self, row: VolumeRow | None) -> dict[str, str]:
+        sealed = (await self._store.read(reading.sealed_volumes, (row.name,))).get(row.name) if row else None
+        return opened_config(sealed, self._store.secrets) or {}
+
+    async def _remove_volume(self, name: str, by: str) -> Answer:
+        (answer,) = (await self._store.record([Draft(VolumeRemoved(name=name, by=by))], urgent=True)).answers
+        if isinstance(answer, Declined):
+            raise Refused(f"there is no volume {name!r}: GET /volumes lists them", 404)
         return {"ok": True}
 
     async def _resolve(self, message_id: str, resolution: Resolution, by: str) -> Answer:

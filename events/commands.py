@@ -130,6 +130,17 @@ class ResumeAccount(msgspec.Struct, frozen=True):
     id: str
 
 
+class SaveVolume(msgspec.Struct, frozen=True):
+    """`yields`: what somebody else has saved under this name stands, as what config.ini says does not overwrite it."""
+
+    volume: payloads.Volume
+    yields: bool = False
+
+
+class RemoveVolume(msgspec.Struct, frozen=True):
+    name: str
+
+
 class DeleteMessages(msgspec.Struct, frozen=True):
     ids: tuple[str, ...]
 
@@ -178,6 +189,8 @@ Command = (
     | RemoveAccount
     | PauseAccount
     | ResumeAccount
+    | SaveVolume
+    | RemoveVolume
     | DeleteMessages
     | CleanupMessages
     | ResolveMessage

@@ -10,6 +10,7 @@ from msgspec import Meta, Raw, Struct, field
 
 from .message import Resolution
 from .values import Status
+from .volume import Backend
 
 Action = Literal["withdraw", "retry", "hold", "release"]
 """What can be done to many messages at once."""
@@ -124,6 +125,13 @@ class Account(Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: int | None = None
     max_connections: int | None = None
     max_messages_per_connection: int | None = None
+
+
+class Volume(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    backend: Backend
+    config: dict[str, str | None]
+    account_id: str | None = None
 
 
 class Empty(Struct, frozen=True):

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from . import account, attempt, message, report, schedule, service
+from . import account, attempt, message, report, schedule, service, volume
 from .fact import Entry, Fact
 
-MODULES = (message, attempt, account, schedule, report, service)
+MODULES = (message, attempt, account, schedule, report, volume, service)
 
 KINDS: dict[str, type[Fact]] = {
     name: kind

@@ -164,6 +164,24 @@ class AccountList(Struct, frozen=True, omit_defaults=True, kw_only=True):
     accounts: tuple[Account, ...]
 
 
+class Volume(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """`config` without its secrets; it is missing where it cannot be opened, and from the past."""
+
+    name: str
+    backend: str
+    config: dict[str, str] | None = None
+    account_id: str | None = None
+
+
+class VolumeList(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    ok: bool
+    volumes: tuple[Volume, ...]
+
+
+class VolumeRecord(Volume, frozen=True, omit_defaults=True, kw_only=True):
+    ok: bool
+
+
 class AccountState(Struct, frozen=True, omit_defaults=True, kw_only=True):
     paused: bool
     throttled_until: int | None = None

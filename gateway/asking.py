@@ -75,6 +75,18 @@ async def accounts(door: Door, call: Call) -> Answer:
     return Answer(await door.store.read(lists.accounts, door.look(), door.store.secrets))
 
 
+async def volumes(door: Door, call: Call) -> Answer:
+    asked: queries.Volumes = call.payload
+    return Answer(await door.store.read(lists.volumes, door.store.secrets, asked.account_id))
+
+
+async def volume(door: Door, call: Call) -> Answer:
+    found = await door.store.read(lists.volume, door.store.secrets, call.payload.name)
+    if found is None:
+        raise Trouble(404, f"There is no volume {call.payload.name!r}: GET /volumes lists them")
+    return Answer(found)
+
+
 async def ticket(door: Door, call: Call) -> Answer:
     return Answer({"ok": True, "ticket": door.tickets.give(), "expires_in": EXPIRES_S})
 

@@ -4,18 +4,21 @@ Each takes a connection and a `Look`: the live one, or, for `audit/at`, the refo
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from msgspec import Raw, Struct
 
 from events.fact import Entry
+from events.places import shown
 from events.values import Status
 from store import reading
 from store.beside import Credentials
 from store.results_text import states_of
 from store.secrets import Secrets
 from store.views.messages import MessageRow
+from store.views.volumes import VolumeRow
 
 from . import answers, shapes
 from .event_json import event_json, expansions
@@ -162,6 +165,39 @@ def accounts(connection: reading.Connection, look: Look, secrets: Secrets | None
     return answers.AccountList(
         ok=True, accounts=tuple(shapes.account(row, users.get(row.number), look.now_us) for row in rows)
     )
+
+
+def volumes(
+    connection: reading.Connection, secrets: Secrets | None, account_id: str | None = None
+) -> answers.VolumeList:
+    """The volumes, or those that an account may use: its own and the shared ones."""
+    rows = [row for row in reading.volumes(connection) if account_id is None or row.serves(account_id)]
+    sealed = reading.sealed_volumes(connection, [row.name for row in rows]) if secrets else {}
+    return answers.VolumeList(
+        ok=True, volumes=tuple(answers.Volume(**_volume(row, secrets, sealed.get(row.name))) for row in rows)
+    )
+
+
+def volume(connection: reading.Connection, secrets: Secrets, name: str) -> answers.VolumeRecord | None:
+    """One volume; None where there is none of this name."""
+    row = reading.volume(connection, name)
+    if row is None:
+        return None
+    sealed = reading.sealed_volumes(connection, (name,)).get(name)
+    return answers.VolumeRecord(ok=True, **_volume(row, secrets, sealed))
+
+
+def _volume(row: VolumeRow, secrets: Secrets | None, sealed: bytes | None) -> dict[str, Any]:
+    config = _config(secrets, sealed) if secrets and sealed else None
+    return {"name": row.name, "backend": row.backend, "config": config, "account_id": row.account_id}
+
+
+def _config(secrets: Secrets, sealed: bytes) -> dict[str, str] | None:
+    """What may be shown; None where it cannot be unsealed."""
+    try:
+        return shown(msgspec.json.decode(secrets.unseal(sealed), type=dict[str, str]))
+    except (InvalidTag, ValueError):
+        return None
 
 
 def _user(secrets: Secrets, sealed: bytes) -> str | None:

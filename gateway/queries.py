@@ -31,6 +31,18 @@ class Id(Struct, frozen=True):
     id: str
 
 
+class Name(Struct, frozen=True):
+    """The name in a path."""
+
+    name: str
+
+
+class Volumes(Struct, frozen=True):
+    """`account_id`: only what this account may use, the shared ones among it."""
+
+    account_id: str | None = None
+
+
 class Listing(Struct, frozen=True):
     """A page of a list: what follows the opaque number `after`."""
 

@@ -70,6 +70,14 @@ async def resume_account(door: Door, call: Call) -> Answer:
     return Answer(await door.control(commands.ResumeAccount(call.payload.id), call.by))
 
 
+async def add_volume(door: Door, call: Call) -> Answer:
+    return Answer(await door.control(commands.SaveVolume(call.payload), call.by))
+
+
+async def delete_volume(door: Door, call: Call) -> Answer:
+    return Answer(await door.control(commands.RemoveVolume(call.payload.name), call.by))
+
+
 async def delete_messages(door: Door, call: Call) -> Answer:
     _check_count(len(call.payload.ids), door.settings.max_batch, "delete")
     return Answer(await door.control(commands.DeleteMessages(call.payload.ids), call.by))

@@ -11,9 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .config_keys import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Config, Entry
+import msgspec
+
+from events.places import PLACES, volume_fault
+
+from .config_keys import ENVIRONMENT_PREFIX, KEYS, SECTIONS, VOLUME_KEYS, Config, Entry, Volume
 
 __all__ = ["Config", "ConfigError", "is_loopback", "load"]
+
+VOLUMES = "volumes"
+CONFIG_FILE = "config_file"
 
 SHOWN_CHARACTERS_MAX = 60
 """As much of a wrong value as an error repeats: enough to find it, and the line stays a line."""
@@ -46,7 +53,7 @@ def load(path: Path | str | None, environ: Mapping[str, str]) -> Config:
     for entry in KEYS:
         values[entry.section][entry.name] = _value(entry, sources)
     sections: dict[str, Any] = {section: SECTIONS[section](**values[section]) for section in SECTIONS}
-    config = Config(**sections)
+    config = Config(**sections, volumes=_volumes(sources))
     _check_together(config)
     return config
 
@@ -56,7 +63,7 @@ def _from_environment(environ: Mapping[str, str]) -> _Source:
     found = {}
     for variable, text in environ.items():
         section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
-        if variable.startswith(ENVIRONMENT_PREFIX) and section in SECTIONS and key:
+        if variable.startswith(ENVIRONMENT_PREFIX) and (section in SECTIONS or section == VOLUMES) and key:
             found[section, key] = text.strip()
     return _Source(found, "")
 
@@ -70,8 +77,9 @@ def _from_file(path: Path) -> _Source:
     except configparser.Error as error:
         raise ConfigError(_syntax_error(path, error)) from error
     for section in parser.sections():
-        if section not in SECTIONS:
-            raise ConfigError(f"{path}: [{section}] is no section: write one of {', '.join(SECTIONS)}")
+        if section not in SECTIONS and section != VOLUMES:
+            known = ", ".join((*SECTIONS, VOLUMES))
+            raise ConfigError(f"{path}: [{section}] is no section: write one of {known}")
     found = {(section, key): parser[section][key].strip() for section in parser.sections() for key in parser[section]}
     return _Source(found, str(path))
 
@@ -100,6 +108,8 @@ def _read(path: Path, complaint: str) -> str:
 
 def _refuse_unknown(source: _Source) -> None:
     for section, key in source.values:
+        if section == VOLUMES:
+            continue
         known = [name for entry in KEYS if entry.section == section for name in _names(entry)]
         if key not in known:
             raise ConfigError(f"{source.name(section, key)} is no key: write one of {', '.join(known)}")
@@ -134,6 +144,52 @@ def _parse(entry: Entry, name: str, text: str, given: str) -> Any:
 def _shown(entry: Entry, text: str) -> str:
     """The wrong value as an error repeats it: on one line, cut, and never where it may be a secret."""
     return "" if entry.kind.secret else f" = {' '.join(text.split())[:SHOWN_CHARACTERS_MAX]}"
+
+
+# Volumes: their keys hold names, so they stand in no table.
+
+
+def _volumes(sources: list[_Source]) -> tuple[Volume, ...]:
+    """The volumes of all sources; of a key that several set, the first one's value counts."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for source in reversed(sources):
+        for (section, key), text in source.values.items():
+            if section == VOLUMES and text:
+                name, part = _volume_key(source, key)
+                found.setdefault(name, {})[part] = (source.name(section, key), text)
+    return tuple(_volume(name, keys) for name, keys in found.items())
+
+
+def _volume_key(source: _Source, key: str) -> tuple[str, str]:
+    """`volume.NAME.backend` in two; a name may hold dots. Raises ConfigError."""
+    prefix, _, rest = key.partition(".")
+    name, _, part = rest.rpartition(".")
+    if prefix != "volume" or not name or part not in (*VOLUME_KEYS, CONFIG_FILE):
+        known = ", ".join(f"volume.NAME.{each}" for each in VOLUME_KEYS)
+        raise ConfigError(f"{source.name(VOLUMES, key)} is no key: write one of {known}")
+    return name, part
+
+
+def _volume(name: str, keys: dict[str, tuple[str, str]]) -> Volume:
+    where, backend = keys.get("backend", ("", ""))
+    if backend not in PLACES:
+        where = where or f"[{VOLUMES}] volume.{name}.backend"
+        raise ConfigError(f"{where} cannot be used: write one of {', '.join(PLACES)}")
+    where, text = keys.get("config") or keys.get(CONFIG_FILE) or (where, "{}")
+    if "config" in keys and CONFIG_FILE in keys:
+        raise ConfigError(f"{where} is set, and config_file too: write one of them")
+    if CONFIG_FILE in keys:
+        text = _read(Path(text), f"{where} = {text} cannot be read")
+    try:
+        config = {key: value for key, value in _decode_volume_config(text).items() if value}
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ConfigError(f"{where} cannot be used: write a JSON object of texts in one line") from error
+    if fault := volume_fault(name, backend, config):
+        raise ConfigError(f"{where} cannot be used: {fault}")
+    return Volume(name, backend, config, keys.get("account_id", ("", ""))[1] or None)  # type: ignore[arg-type]  # checked
+
+
+_decode_volume_config = msgspec.json.Decoder(dict[str, str | None]).decode
 
 
 def is_loopback(host: str) -> bool:

@@ -166,6 +166,28 @@ class Logging(Struct, frozen=True):
     ] = True
 
 
+class Volume(Struct, frozen=True):
+    """A place that attachments are taken from, as [volumes] describes it; `config` holds its secrets."""
+
+    name: str
+    backend: Literal["s3", "gcs", "azure", "local", "http", "webdav", "memory"]
+    config: dict[str, str]
+    account_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Volume({self.name!r}, {self.backend!r})"
+
+
+VOLUMES_SENTENCE = "Places that attachments are taken from, three keys each; NAME is of your choice, in small letters."
+
+VOLUME_KEYS: dict[str, str] = {
+    "backend": "s3, gcs, azure, local, http, webdav or memory.",
+    "config": "A JSON object in one line: where the volume is and how to get in; may stand in a file of its own.",
+    "account_id": "The one account that may use it; empty: every account may.",
+}
+"""The keys of a volume, `volume.NAME.backend` and so on, with their sentences."""
+
+
 class Config(Struct, frozen=True):
     """The whole configuration, every key with a value."""
 
@@ -177,6 +199,7 @@ class Config(Struct, frozen=True):
     delivery: Delivery = Delivery()
     metrics: Metrics = Metrics()
     logging: Logging = Logging()
+    volumes: tuple[Volume, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -193,8 +216,13 @@ class Entry(NamedTuple):
         return f"{ENVIRONMENT_PREFIX}{self.section}_{self.name}".upper()
 
 
+def _sections() -> list[msgspec.structs.FieldInfo]:
+    """All but [volumes], whose keys hold names that the operator chooses."""
+    return [field for field in msgspec.structs.fields(Config) if isinstance(field.default, Struct)]
+
+
 def _entries() -> Iterator[Entry]:
-    for section in msgspec.structs.fields(Config):
+    for section in _sections():
         for key in msgspec.structs.fields(section.type):
             _, annotation = get_args(key.type)
             yield Entry(section.name, key.name, annotation.kind, annotation.sentence, key.default)
@@ -203,4 +231,4 @@ def _entries() -> Iterator[Entry]:
 KEYS: tuple[Entry, ...] = tuple(_entries())
 """Every key, in the order of the file."""
 
-SECTIONS: dict[str, type[Struct]] = {field.name: field.type for field in msgspec.structs.fields(Config)}
+SECTIONS: dict[str, type[Struct]] = {field.name: field.type for field in _sections()}

@@ -151,6 +151,11 @@ def _account_saved(event: Event) -> str:
 _LIMITS = ("limit_per_minute", "limit_per_hour", "limit_per_day")
 
 
+def _volume_saved(event: Event) -> str:
+    whose = f"for {event['account_id']}" if event.get("account_id") else "for every account"
+    return _joined(event["name"], event["backend"], whose, _by(event))
+
+
 def _unreachable(event: Event) -> str:
     return f"{event['host']}:{event['port']}: {event['reason']}; next probe {clock(event['until_us'])}"
 
@@ -181,6 +186,8 @@ WORDS: dict[str, Callable[[Event], str]] = {
     "DispatchActivated": _by,
     "ResultsReported": lambda event: f"up to {event['up_to']}",
     "BatchFetched": lambda event: _count(event["messages"], "message"),
+    "VolumeSaved": _volume_saved,
+    "VolumeRemoved": lambda event: _joined(event["name"], _by(event)),
     "ServiceStarted": lambda event: _joined(event["version"], event["recovery"]),
     "ServiceStopped": lambda _: "",
     "ClockStepped": lambda event: f"by {event['by_us'] / 1_000_000:+.1f} s",

@@ -1,4 +1,5 @@
-"""Commands that read the views: show, pending, deferred, held, results, accounts. JSON is that of the HTTP answers."""
+"""Commands that read the views: show, pending, deferred, held, results, accounts, volumes. JSON is that of the HTTP
+answers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,6 +135,14 @@ def _account_state(row: Any) -> str:
     return f"throttled until {second_text(row.throttled_until)}" if row.throttled_until else "active"
 
 
+def print_volumes(answer: Any, limit: int = LIST_LIMIT) -> None:
+    rows = [
+        (row.name, row.backend, row.account_id or "(all)", " ".join(f"{k}={v}" for k, v in (row.config or {}).items()))
+        for row in answer.volumes
+    ]
+    print_table(("name", "backend", "account", "config"), rows, "There are no volumes.")
+
+
 def print_message(answer: Any, limit: int = LIST_LIMIT) -> None:
     """One message: its record, its recipients, and every fact about it."""
     import msgspec
@@ -264,3 +273,18 @@ def accounts(as_json: bool, config_path: Path | None, db: Path | None) -> None:
         secrets = secrets_of(connection, source.key_file) if source.key_file else None
         answer = lists.accounts(connection, look, secrets)
     print_answer(answer, as_json, print_accounts)
+
+
+@click.command()
+@click.option("--account", metavar="ID", help="Only those that this account may use: its own and the shared ones.")
+@json_option
+@source_options
+def volumes(account: str | None, as_json: bool, config_path: Path | None, db: Path | None) -> None:
+    """The volumes that attachments are taken from, without their secrets."""
+    with look_at(config_path, db) as (connection, _, source):
+        from gateway import lists
+        from store.file_access import secrets_of
+
+        secrets = secrets_of(connection, source.key_file) if source.key_file else None
+        answer = lists.volumes(connection, secrets, account)
+    print_answer(answer, as_json, print_volumes)

@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 import trio
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from actors.bell import Bell
 from actors.control import run_control
@@ -41,7 +42,7 @@ from actors.retention import Retention
 from actors.sender_pool import DeliveryPolicy
 from actors.supervision import keep
 from events import payloads
-from events.commands import Control, Refused, Reply, SaveAccount, Submission, Suspend, Unavailable
+from events.commands import Control, Refused, Reply, SaveAccount, SaveVolume, Submission, Suspend, Unavailable
 from events.fact import Draft
 from events.service import ServiceStarted, ServiceStopped
 from events.values import MICROSECONDS
@@ -326,10 +327,12 @@ class System:
             raise OpeningError(f"{self.store.path} takes nothing, for {error}: mend that, then start again") from None
         if (account := default_account(self.config)) is not None:
             await self._ask(SaveAccount(account))
+        for volume in self.config.volumes:
+            await self._ask(SaveVolume(payloads.Volume(**asdict(volume)), yields=True))
         if not self.config.scheduler.active and (await self.store.read(dispatch_row)).since_us == 0:
             await self._ask(Suspend())
 
-    async def _ask(self, command: SaveAccount | Suspend) -> None:
+    async def _ask(self, command: SaveAccount | SaveVolume | Suspend) -> None:
         reply: Reply[dict[str, Any] | Refused | Unavailable] = Reply()
         await self._inlets[1].send(Control(command, CONFIG, reply))
         answer = await reply.get()

@@ -31,6 +31,7 @@ from events.message import (
     RetentionPassed,
 )
 from events.report import BatchFetched, ResultsReported
+from events.volume import VolumeRemoved
 
 from .erasing import kept
 from .folding import Folding
@@ -40,6 +41,7 @@ from .views.messages import PUT_OFF, REACHED, RETRIABLE, MessageRow
 from .views.reports import REPORTED
 
 NO_ACCOUNT = Refusal("no such account")
+NO_VOLUME = Refusal("no such volume")
 ACCOUNT_PAUSED = Refusal("account paused")
 SUSPENDED = Refusal("suspended")
 OTHER_REVISION = Refusal("other revision")
@@ -294,6 +296,10 @@ class Judge:
         assert isinstance(draft.fact, BatchFetched)
         return TOKEN_SEEN if draft.fact.token and self._folding.row("tokens", draft.fact.token) else None
 
+    def _volume_removed(self, draft: Draft) -> Refusal | None:
+        assert isinstance(draft.fact, VolumeRemoved)
+        return None if self._folding.row("volumes", draft.fact.name) else NO_VOLUME
+
     def _reported_up_to(self) -> int:
         cursor = self._folding.row("cursors", REPORTED)
         return cursor.seq if cursor else 0
@@ -335,5 +341,6 @@ _RULES: dict[type[Fact], Rule] = {
     BatchFetched: Judge._fetched,
     ResultsReported: Judge._reported,
     RetentionPassed: Judge._retention,
+    VolumeRemoved: Judge._volume_removed,
 }
 """What a kind of fact needs beyond what the lifecycle says."""

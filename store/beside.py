@@ -29,7 +29,7 @@ class Replies(Struct, frozen=True):
 
 
 class Sealed(Struct, frozen=True):
-    """With AccountSaved: JSON of Credentials as `Secrets.seal` gave it."""
+    """With AccountSaved: JSON of Credentials as `Secrets.seal` gave it; with VolumeSaved: JSON of its config."""
 
     data: bytes
 
@@ -51,3 +51,8 @@ Beside = LetterRow | Replies | Sealed
 def secret_name(account: int) -> str:
     """Under which name an account's credentials stand in the table `secrets`."""
     return f"account:{account}"
+
+
+def volume_secret_name(volume: str) -> str:
+    """Under which name a volume's config stands there."""
+    return f"volume:{volume}"

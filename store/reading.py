@@ -22,12 +22,13 @@ from events.values import Status
 from events.wire import decode_row
 
 from . import sql
-from .beside import secret_name
+from .beside import secret_name, volume_secret_name
 from .results_text import Replies, states_of
 from .views.accounts import AccountRow, RelayRow
 from .views.counts import DAY_MINUTES, HOUR_MINUTES, MINUTE_US, ResultRow
 from .views.dispatch import ACTIVE, DispatchRow
 from .views.messages import MESSAGES, MessageRow
+from .views.volumes import VolumeRow
 
 Connection = sqlite3.Connection
 """What a reading is given; nobody outside the store opens one."""
@@ -362,6 +363,23 @@ def sealed_credentials(connection: sqlite3.Connection, numbers: Iterable[int]) -
     """What `Secrets.unseal` opens, by account."""
     names = {secret_name(number): number for number in numbers}
     return {names[name]: bytes(sealed) for name, sealed in connection.execute(sql.SECRETS, (_json(names),))}
+
+
+def volumes(connection: sqlite3.Connection) -> tuple[VolumeRow, ...]:
+    """Every volume, by name."""
+    return tuple(VolumeRow(*columns) for columns in connection.execute(sql.VOLUMES))
+
+
+def volume(connection: sqlite3.Connection, name: str) -> VolumeRow | None:
+    """The volume with this name."""
+    columns = connection.execute(sql.VOLUME, (name,)).fetchone()
+    return VolumeRow(*columns) if columns else None
+
+
+def sealed_volumes(connection: sqlite3.Connection, names: Iterable[str]) -> dict[str, bytes]:
+    """What `Secrets.unseal` opens, JSON of the config, by the volume's name."""
+    wanted = {volume_secret_name(name): name for name in names}
+    return {wanted[name]: bytes(sealed) for name, sealed in connection.execute(sql.SECRETS, (_json(wanted),))}
 
 
 def surroundings(connection: sqlite3.Connection) -> Surroundings:

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 from sqlite_utils import Database, Migrations
 
-from .views import ROW_VIEWS
+from .views import ROW_VIEWS, VOLUMES
 from .views.counts import DueDayRow, DueHourRow, DueMinuteRow, ResultRow, SlotRow, TotalRow
 
 DERIVED: dict[str, tuple[type[Struct], tuple[str, ...], int]] = {
@@ -116,6 +116,14 @@ def beside_the_log(db: Database) -> None:
 @migrations()
 def views(db: Database) -> None:
     create_views(db)
+
+
+@migrations()
+def volumes_view(db: Database) -> None:
+    """A log from before there were volumes holds no fact about any: the empty view is its fold."""
+    if not db.table(VOLUMES.name).exists():
+        db.table(VOLUMES.name).create(columns_of(VOLUMES.row), pk=VOLUMES.key)
+        db.execute("insert into meta values (?, ?)", (f"view:{VOLUMES.name}", str(VOLUMES.version)))
 
 
 def create_views(db: Database) -> None:

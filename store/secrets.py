@@ -5,7 +5,7 @@ A digest is cut to 96 bits, which is 16 characters: enough that no two recipient
 """
 
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 
 import msgspec
@@ -27,6 +27,7 @@ class Secrets:
         self._recipients = _derive(key, b"recipients")
         self._credentials = _derive(key, b"credentials")
         self._tokens = _derive(key, b"tokens")
+        self._volumes = _derive(key, b"volumes")
         self.key_id = _derive(key, b"key id")[:4].hex()
 
     def recipient_digest(self, message_id: str, canonical: str) -> str:
@@ -42,6 +43,9 @@ class Secrets:
 
     def token_digest(self, token: str) -> str:
         return _digest(self._tokens, token.encode())
+
+    def volume_digest(self, config: Mapping[str, str]) -> str:
+        return _digest(self._volumes, msgspec.json.encode(sorted(config.items())))
 
     def salt(self) -> bytes:
         return self._entropy(SALT_BYTES)

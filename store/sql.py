@@ -15,6 +15,7 @@ from .views.accounts import AccountRow, RelayRow
 from .views.counts import ResultRow
 from .views.dispatch import DispatchRow
 from .views.messages import MessageRow
+from .views.volumes import VolumeRow
 
 
 def columns(row: type[Struct], table: str) -> str:
@@ -142,6 +143,12 @@ ACCOUNT = f"select {columns(AccountRow, 'accounts')} from accounts where id = ? 
 
 ACCOUNT_NUMBERS = "select number from accounts where id = ?"
 """Every account that ever had an id: one that is removed and made again has another number."""
+
+VOLUMES = f"select {columns(VolumeRow, 'volumes')} from volumes order by name"
+"""Every volume: some tens."""
+
+VOLUME = f"select {columns(VolumeRow, 'volumes')} from volumes where name = ?"
+"""The volume with a name."""
 
 SECRETS = "select name, sealed from secrets where name in (select value from json_each(?))"
 """Sealed credentials by name."""

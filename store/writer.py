@@ -19,10 +19,11 @@ from events.attempt import AttemptStarted
 from events.fact import OWN, Draft, Entry
 from events.lifecycle import Refusal
 from events.message import ContentErased, MessageAccepted, MessageRejected
+from events.volume import VolumeRemoved, VolumeSaved
 from events.wire import decode_row, encode_data
 
 from .admission import Judge
-from .beside import Beside, LetterRow, Replies, Sealed, secret_name
+from .beside import Beside, LetterRow, Replies, Sealed, secret_name, volume_secret_name
 from .chain import FORMAT, GENESIS, LogRow, commit_hash
 from .folding import MOVES_WAITS, Folding
 from .views.messages import MessageRow
@@ -30,7 +31,7 @@ from .views.messages import MessageRow
 PROBE_BYTES = 1_000_000
 """With less room than that the next few letters would find the disk full again."""
 
-_WITH_MORE = frozenset({AttemptStarted, MessageAccepted, MessageRejected, ContentErased, AccountRemoved})
+_WITH_MORE = frozenset({AttemptStarted, MessageAccepted, MessageRejected, ContentErased, AccountRemoved, VolumeRemoved})
 
 INCOMPLETE = Refusal("another fact of the same request did not fit")
 
@@ -135,6 +136,12 @@ class _Turn:
     def cut(self, mark: tuple[int, ...]) -> None:
         for each, length in zip(self._lists(), mark, strict=True):
             del each[length:]
+
+
+def _secret_of(entry: Entry) -> str:
+    if isinstance(entry.fact, VolumeSaved):
+        return volume_secret_name(entry.fact.name)
+    return secret_name(entry.account or 0)
 
 
 class Writer:
@@ -266,6 +273,9 @@ class Writer:
             turn.erasures.extend(fact.letters)
         elif isinstance(fact, AccountRemoved):
             turn.unsealed.append((secret_name(entry.account or 0),))
+        elif isinstance(fact, VolumeRemoved):
+            # Control waits for each command's commit, so no turn removes a volume and makes it again.
+            turn.unsealed.append((volume_secret_name(fact.name),))
 
     def _set_beside(self, entry: Entry, beside: Beside, turn: _Turn) -> None:
         about = entry.message or 0
@@ -275,7 +285,7 @@ class Writer:
             case Replies(texts):
                 turn.replies.extend((entry.seq, recipient, about, text.encode()) for recipient, text in texts)
             case Sealed(data):
-                turn.secrets.append((secret_name(entry.account or 0), data))
+                turn.secrets.append((_secret_of(entry), data))
 
     def _letters(self, revisions: Iterable[int]) -> dict[int, LetterRow]:
         wanted = msgspec.json.encode(list(revisions)).decode()

@@ -9,8 +9,20 @@ from .dispatch import DISPATCH
 from .messages import MESSAGES
 from .reports import CURSORS, REPORTED_AT, TOKENS
 from .rows import View
+from .volumes import VOLUMES
 
-ROW_VIEWS: tuple[View[Any], ...] = (MESSAGES, ATTEMPTS, ACCOUNTS, RELAYS, DISPATCH, CLOCK, CURSORS, REPORTED_AT, TOKENS)
+ROW_VIEWS: tuple[View[Any], ...] = (
+    MESSAGES,
+    ATTEMPTS,
+    ACCOUNTS,
+    RELAYS,
+    DISPATCH,
+    CLOCK,
+    CURSORS,
+    REPORTED_AT,
+    TOKENS,
+    VOLUMES,
+)
 """Views folded row by row; the derived ones (totals, due_minutes and its sums, slots, results) are in `counts`."""
 
 __all__ = [
@@ -24,4 +36,5 @@ __all__ = [
     "REPORTED_AT",
     "ROW_VIEWS",
     "TOKENS",
+    "VOLUMES",
 ]

@@ -96,6 +96,8 @@ class Service:
             case commands.SaveAccount(account=account):
                 await self.account(account.id, account.user, account.password)
                 return {"ok": True}
+            case commands.SaveVolume() | commands.RemoveVolume():
+                return {"ok": True}
             case commands.Bulk() as step:
                 self.steps.append(step)
                 return await self.bulk(step)

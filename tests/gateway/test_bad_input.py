@@ -20,7 +20,7 @@ QUERIES = [command for command in COMMANDS if command.source == "query"]
 
 
 def path_of(command):
-    return command.path.replace("<id>", "some-id")
+    return command.path.replace("<id>", "some-id").replace("<name>", "some-name")
 
 
 def in_the_body(command) -> list[str]:
@@ -68,6 +68,9 @@ REQUIRED = {
     "ids": [],
     "id": "a",
     "host": "h",
+    "name": "v",
+    "backend": "memory",
+    "config": {},
     "port": 25,
     "as": "sent",
     "action": "hold",
@@ -99,7 +102,7 @@ async def test_unknown_and_missing_fields_are_named(tmp_path, command):
 @of([command for command in QUERIES if command.payload.__struct_fields__])
 async def test_parameters_that_do_not_fit_are_named(tmp_path, command):
     async with asking(tmp_path, command) as ask:
-        for name in set(command.payload.__struct_fields__) - {"kind", "id", "account_id", "message_id", "log"}:
+        for name in set(command.payload.__struct_fields__) - {"kind", "id", "name", "account_id", "message_id", "log"}:
             assert name in assert_error(await ask(query=f"?{name}=nonsense"), 400)["error"]
 
 
@@ -120,6 +123,7 @@ WRONG_WORDS = [
     ("POST", "/account", {"id": "a", "host": "h", "port": 25, "tls": "ssl"}, "tls", "starttls-required"),
     ("POST", "/account", {"id": "a", "host": "h", "port": 25, "auth": "digest"}, "auth", "cram-md5"),
     ("POST", "/account", {"id": "a", "host": "h", "port": 25, "limit_behavior": "drop"}, "limit_behavior", "reject"),
+    ("POST", "/volume", {"name": "v", "backend": "ftp", "config": {}}, "backend", "webdav"),
     ("POST", "/commands/activate", {"restored": "maybe"}, "restored", "hold"),
     ("GET", "/messages?status=lost", None, "status", "in_flight"),
     ("GET", "/audit/at?seq=1&view=all", None, "view", "deferred"),

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from letterbook.config_keys import KEYS, SECTIONS, Entry
+from letterbook.config_keys import KEYS, SECTIONS, VOLUME_KEYS, VOLUMES_SENTENCE, Entry
 
 ROOT = Path(__file__).parents[2]
 CONFIG_INI = ROOT / "config.ini"
@@ -32,6 +32,17 @@ An unknown key, a value that cannot be read or a file that cannot be opened stop
 file, section and key and says what to write. `letterbook check-config` says the same without starting.
 """
 
+VOLUME_EXAMPLE = {
+    "backend": "volume.invoices.backend = s3",
+    "config": 'volume.invoices.config = {"bucket": "invoices", "access_key": "..", "secret_key": ".."}',
+    "account_id": "volume.invoices.account_id = shop",
+}
+
+VOLUMES_TEXT = """\
+What `config` may say of each backend is in [api.md](api.md#volumes). At a start these volumes are recorded where they
+differ from what is stored. One that was set over HTTP is never overwritten. One that was deleted over HTTP is there
+again after the next start, as long as it stands here; one that is taken out of here stays until it is deleted."""
+
 
 def shown(default: object) -> str:
     """A default as an operator would write it."""
@@ -57,6 +68,9 @@ def config_ini() -> str:
         lines.append(f"# {struct.__doc__}\n[{section}]")
         lines += [f"# {entry.sentence}\n{entry.name} = {shown(entry.default)}".rstrip() for entry in keys_of(section)]
         lines.append("")
+    lines.append(f"# {VOLUMES_SENTENCE}\n[volumes]")
+    lines += [f"# {sentence}\n# {VOLUME_EXAMPLE[key]}" for key, sentence in VOLUME_KEYS.items()]
+    lines.append("")
     return "\n".join(lines)
 
 
@@ -67,6 +81,9 @@ def configuration_page() -> str:
         lines += ["| key | default | what it is | write |", "|---|---|---|---|"]
         lines += [page_row(entry) for entry in keys_of(section)]
         lines.append("")
+    lines += ["## [volumes]", "", VOLUMES_SENTENCE, "", VOLUMES_TEXT, "", "| key | what it is |", "|---|---|"]
+    lines += [f"| `volume.NAME.{key}` | {sentence} |" for key, sentence in VOLUME_KEYS.items()]
+    lines += ["", "```ini", *VOLUME_EXAMPLE.values(), "```", ""]
     return "\n".join(lines)
 
 

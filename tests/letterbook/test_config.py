@@ -181,3 +181,42 @@ def test_keys_that_contradict_each_other_are_refused():
 
 def test_loopback_is_judged_by_the_address_alone():
     assert is_loopback("LOCALHOST") and is_loopback("127.0.0.2") and not is_loopback("127.0.0.1.example")
+
+
+VOLUME = '[volumes]\nvolume.Files.backend = s3\nvolume.files.config = {"bucket": "b", "secret_key": "hush"}\n'
+
+
+def test_volumes_have_names_of_the_operators_choice(tmp_path):
+    path = write(tmp_path, VOLUME + 'volume.v.2.backend = local\nvolume.v.2.config = {"path": "/srv"}\n')
+    environ = {"LETTERBOOK_VOLUMES_VOLUME.FILES.ACCOUNT_ID": "shop"}
+    files, other = sorted(load(path, environ).volumes, key=lambda volume: volume.name)
+    assert (files.name, files.backend, files.account_id) == ("files", "s3", "shop")
+    assert files.config == {"bucket": "b", "secret_key": "hush"} and "hush" not in repr(load(path, {}))
+    assert (other.name, other.config, other.account_id) == ("v.2", {"path": "/srv"}, None)
+
+
+def test_a_volumes_config_may_stand_in_a_file_of_its_own(tmp_path):
+    (tmp_path / "secret.json").write_text('{"bucket": "b"}\n', encoding="utf-8")
+    text = f"[volumes]\nvolume.f.backend = gcs\nvolume.f.config_file = {tmp_path}/secret.json\n"
+    assert load(write(tmp_path, text), {}).volumes[0].config == {"bucket": "b"}
+    assert "write one of them" in complaint(write(tmp_path, text + 'volume.f.config = {"bucket": "b"}\n'))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("volume.f.backend = ftp", "volume.f.backend cannot be used: write one of s3"),
+        ("volume.f.config = {}", "volume.f.backend cannot be used"),
+        ("volume.f.backend = s3", "config.bucket is missing"),
+        ("volume.f.backend = s3\nvolume.f.config = hush", "write a JSON object"),
+        ('volume.f.backend = s3\nvolume.f.config = {"bucket": 1}', "write a JSON object"),
+        ('volume.f.backend = local\nvolume.f.config = {"path": "hush"}', "config.path must be"),
+        ("volume.base64.backend = memory", "base64"),
+        ("volume.backend = memory", "is no key"),
+        ("volume.f.secret = hush", "is no key"),
+        ("invoices = hush", "is no key"),
+    ],
+)
+def test_a_volume_that_does_not_fit_stops_the_start_and_shows_no_value(tmp_path, lines, words):
+    text = complaint(write(tmp_path, f"[volumes]\n{lines}\n"))
+    assert words in text and "hush" not in text

@@ -20,6 +20,7 @@ from events.message import (
 )
 from events.report import BatchFetched, ResultsReported
 from events.schedule import DispatchActivated, DispatchSuspended
+from events.volume import VolumeRemoved, VolumeSaved
 from store.admission import _RULES
 from store.writer import Declined
 
@@ -620,6 +621,27 @@ def retention_of_what_is_unreported(s):
 def retention_of_what_was_reported(s):
     s.given(about(ResultsReported(up_to=1)))
     return about(RetentionPassed(before=2))
+
+
+VOLUME = VolumeSaved(name="files", backend="local", config="d")
+
+
+@case("no such volume")
+def removing_a_volume_that_is_not_there(s):
+    return about(VolumeRemoved(name="files"), account=None)
+
+
+@case(None)
+def removing_a_volume(s):
+    s.given(about(VOLUME, account=None))
+    return about(VolumeRemoved(name="files"), account=None)
+
+
+@case("no such volume")
+def removing_a_volume_twice(s):
+    s.given(about(VOLUME, account=None))
+    s.given(about(VolumeRemoved(name="files"), account=None))
+    return about(VolumeRemoved(name="files"), account=None)
 
 
 @pytest.mark.parametrize(("name", "telling", "reason"), CASES, ids=[name for name, _, _ in CASES])

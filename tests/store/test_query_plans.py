@@ -25,6 +25,7 @@ MAY_SCAN = {
     "ACCOUNT": {"accounts"},
     "ACCOUNT_NUMBERS": {"accounts"},
     "RELAYS": {"relays"},
+    "VOLUMES": {"volumes"},
     "DISPATCH": {"dispatch"},
     "IN_FLIGHT": {"a"},
     "TOTALS": {"totals"},
@@ -44,7 +45,8 @@ MAY_SCAN = {
     "CHOSEN_IN_FLIGHT": {"a", "m"},
     "THROTTLED": {"accounts"},
 }
-"""Tables of some rows an account, the open attempts, and `m`: the bounded stretch that the statement has just read."""
+"""Tables of some rows an account or a volume, the open attempts, and `m`: the bounded stretch that the statement has
+just read."""
 
 FUNCTIONS = {"json_each", "p"}
 
