@@ -15,7 +15,7 @@ from events.letter import Envelope
 from events.values import MICROSECONDS
 from events.waiting import WaitingFor, why
 from store.reading import Beside, Counts, Surroundings
-from store.results_text import error_text, last_error, result_code, result_error, states_of
+from store.results_text import HELD_TEXT, error_text, last_error, result_code, result_error, states_of
 from store.views.accounts import AccountRow
 from store.views.counts import ResultRow
 from store.views.messages import MessageRow, RecipientState
@@ -277,7 +277,7 @@ def send_result(row: MessageRow, beside: Beside, around: Surroundings, now_us: i
     states = states_of(row.recipients)
     texts = {
         "error": lambda: message_error(row, beside.replies),
-        "deferred": lambda: last_error(row, beside.replies),
+        "deferred": lambda: last_error(row, beside.replies) or (HELD_TEXT if row.state == "held" else None),
     }
     open_until = status == "deferred" and row.state == "waiting"
     return SendResult(

@@ -13,6 +13,7 @@ Replies = Mapping[tuple[int, int], str]
 """(seq of the attempt's end, recipient's index) -> what the relay said."""
 
 IN_DOUBT_TEXT = "in doubt: the message was handed over and no reply came"
+HELD_TEXT = "held until a person decides"
 
 _FIXED = {
     "account_removed": "account removed",

@@ -62,9 +62,9 @@ PAST = {"expires_us": T0_US - 1}
         ("retry", row("failed", "refused"), MessageRequeued(due_us=T0_US, expires_us=LATER_US, by="me")),
         ("retry", row("failed", "expired", **PAST), MessageRequeued(T0_US, T0_US + HOUR_US, "me")),
         ("retry", row("failed", "delivered", "in_doubt"), None),
-        ("release", row("held"), DoubtResolved(resolution="resend", by="me")),
+        ("release", row("held"), DoubtResolved(resolution="resend", due_us=T0_US, by="me")),
         ("release", row("held", **RETRY), DoubtResolved(resolution="resend", due_us=LATER_US, by="me")),
-        ("release", row("held", **PAST), DoubtResolved(resolution="resend", expires_us=T0_US + HOUR_US, by="me")),
+        ("release", row("held", **PAST), DoubtResolved("resend", due_us=T0_US, by="me", expires_us=T0_US + HOUR_US)),
     ],
 )
 def test_an_action_is_for_some_messages_and_makes_one_fact_of_each(action, one, fact):

@@ -104,13 +104,13 @@ async def test_a_held_and_a_withdrawn_message_have_an_outcome_too(tmp_path):
         await service.account("default")
 
         async def hold(number):
-            await service.one(Draft(MessageHeld(cause="in_doubt"), message=number))
+            await service.one(Draft(MessageHeld(cause="operator"), message=number))
 
         async def withdraw(number):
             await service.one(Draft(MessageWithdrawn(), message=number))
 
         result = (await sending(service, client, hold)).json()["result"]
-        assert result["status"] == "deferred" and result["error"].startswith("in doubt")
+        assert result["status"] == "deferred" and result["error"] == "held until a person decides"
         result = (await sending(service, client, withdraw)).json()["result"]
         assert result["status"] == "error" and result["error"] == "withdrawn"
 
