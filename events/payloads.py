@@ -2,6 +2,9 @@
 
 null means absent everywhere. Unknown fields of a message are ignored, since old clients send some;
 every other body forbids them.
+
+What is said here of a field, beside its type, is for the API's description alone and judges nothing: the parser and
+control refuse what does not fit in the contract's own words.
 """
 
 from typing import Annotated, Any, Literal
@@ -18,46 +21,84 @@ Action = Literal["withdraw", "retry", "hold", "release"]
 MOMENT_S_MAX = 9_000_000_000_000.0
 """In microseconds it fits SQLite's integers."""
 
+REQUIRED = ("id", "from", "to", "subject", "body")
+"""What a message must have to be taken. To send-message alone the id may come otherwise."""
+
+
+def says(words: str, **schema: Any) -> Meta:
+    """What the API's description says of a field."""
+    return Meta(description=words, extra_json_schema=schema)
+
+
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class AttachmentPayload(Struct, frozen=True):
+    """One attachment of a message."""
+
     filename: str
-    content: str | None = None
-    content_type: str | None = None
-    content_id: str | None = None
+    content: Annotated[str | None, says("Strict base64 (RFC 4648).")] = None
+    content_type: Annotated[str | None, says("A media type; by the file's name where it is left out.")] = None
+    content_id: Annotated[str | None, says("Makes it inline, for `cid:` in HTML.")] = None
     url: Any = None
     s3: Any = None
-    storage_path: str | None = None
+    storage_path: Annotated[str | None, says("`base64:..` stands for `content`.")] = None
+
+
+_LIST = {"minLength": 1, "minItems": 1}
+_LABELS = {"examples": [2, "high"]}
 
 
 class MessagePayload(Struct, frozen=True):
-    """A message as a client gives it: every field may be missing, so that the first reason that holds is found
-    in the contract's order and not in the order in which a decoder looks."""
+    """A message. Unknown fields are ignored."""
 
-    id: str | None = None
-    account_id: str | None = None
-    sender: str | None = field(name="from", default=None)
-    to: list[str] | str | None = None
-    cc: list[str] | str | None = None
-    bcc: list[str] | str | None = None
-    reply_to: list[str] | str | None = None
-    return_path: str | None = None
-    subject: str | None = None
-    body: str | None = None
-    content_type: Literal["plain", "html"] | None = None
-    body_html: str | None = None
-    headers: dict[str, str | None] | None = None
-    message_id: str | None = None
+    # Every field may be missing, so that the first reason that holds is found in the contract's order, and not in the
+    # order in which a decoder looks.
+
+    id: Annotated[
+        str | None,
+        says("Yours; in the log for ever, so never an address.", minLength=1, maxLength=1000, examples=["invoice-42"]),
+    ] = None
+    account_id: Annotated[str | None, says("Without one: the account of `[smtp]`, called `default`.")] = None
+    sender: Annotated[
+        str | None, says("An address, with or without a name.", minLength=1, examples=["Shop <shop@example.com>"])
+    ] = field(name="from", default=None)
+    to: Annotated[
+        list[str] | str | None, says("A list of addresses, or one comma string.", **_LIST, examples=["ada@example.org"])
+    ] = None
+    cc: Annotated[list[str] | str | None, says("As `to`.")] = None
+    bcc: Annotated[list[str] | str | None, says("As `to`; in no header.")] = None
+    reply_to: Annotated[list[str] | str | None, says("As `to`.")] = None
+    return_path: Annotated[str | None, says("The envelope's sender, else `from`; `<>` for nobody.")] = None
+    subject: Annotated[str | None, says("May be empty, not missing.", examples=["Your invoice"])] = None
+    body: Annotated[str | None, says("May be empty, not missing.", examples=["22.30 euro"])] = None
+    content_type: Annotated[Literal["plain", "html"] | None, says("Of `body`; `plain` where it is left out.")] = None
+    body_html: Annotated[str | None, says("Then `body` is the plain part.")] = None
+    headers: Annotated[
+        dict[str, str | None] | None,
+        says("Replace defaults, never From, To, Cc, Subject, Bcc or those of the structure; null is skipped."),
+    ] = None
+    message_id: Annotated[str | None, says("The Message-ID, else one is made, the same at every attempt.")] = None
     attachments: list[AttachmentPayload] | None = None
-    priority: str | int | float | None = None
-    deferred_ts: int | float | None = None
-    expires_ts: int | float | None = None
+    priority: Annotated[
+        str | int | float | None,
+        says("0 to 3, clamped, or `immediate`, `high`, `medium`, `low`; 2 where nothing says otherwise.", **_LABELS),
+    ] = None
+    deferred_ts: Annotated[int | float | None, says("Not before, in Unix seconds.")] = None
+    expires_ts: Annotated[
+        int | float | None, says("Not after, in Unix seconds; at most `max_age_seconds` from its acceptance.")
+    ] = None
+
+
+RawMessage = Annotated[
+    Raw, Meta(extra_json_schema={"allOf": [{"$ref": "#/components/schemas/MessagePayload"}, {"required": ["id"]}]})
+]
+"""A message that is decoded later, alone, so that its faults are its own."""
 
 
 class AddMessages(Struct, frozen=True, forbid_unknown_fields=True):
-    messages: tuple[Raw, ...]
-    default_priority: str | int | float | None = None
+    messages: Annotated[tuple[RawMessage, ...], says("At most `max_batch` (1,000) in JSON.")]
+    default_priority: Annotated[str | int | float | None, says("For messages that name none.", **_LABELS)] = None
 
 
 class DeleteMessages(Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +106,7 @@ class DeleteMessages(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CleanupMessages(Struct, frozen=True, forbid_unknown_fields=True):
-    """None: as long ago as retention is configured."""
+    """Without a body: as long ago as retention is configured."""
 
     older_than_seconds: Annotated[float, Meta(ge=0)] | None = None
 
@@ -74,7 +115,7 @@ class Resolve(Struct, frozen=True, forbid_unknown_fields=True):
     """`id` stands in the path."""
 
     id: str
-    resolution: Resolution = field(name="as")
+    resolution: Annotated[Resolution, says("What becomes of it.")] = field(name="as")
 
 
 class BulkWhere(Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,10 +123,12 @@ class BulkWhere(Struct, frozen=True, forbid_unknown_fields=True):
 
     account_id: str | None = None
     status: Status | None = None
-    priority: str | int | None = None
-    before_ts: Annotated[float, Meta(ge=0, le=MOMENT_S_MAX)] | None = None
-    to_domain: str | None = None
-    subject_contains: str | None = None
+    priority: Annotated[str | int | None, says("0 to 3, or a label.", **_LABELS)] = None
+    before_ts: Annotated[
+        Annotated[float, Meta(ge=0, le=MOMENT_S_MAX)] | None, says("Accepted before this moment, in Unix seconds.")
+    ] = None
+    to_domain: Annotated[str | None, says("A recipient's domain is this one; a subdomain is another.")] = None
+    subject_contains: Annotated[str | None, says("In any case.")] = None
 
 
 class Bulk(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,25 +149,41 @@ class Activate(Struct, frozen=True):
     trust_clock: bool = False
 
 
+_MOST = 2**31 - 1
+_COUNT = {"minimum": 0, "maximum": _MOST}
+
+
 class Account(Struct, frozen=True, forbid_unknown_fields=True):
-    id: str
-    host: str
-    port: int
-    user: str | None = None
-    password: str | None = None
-    ttl: int | None = None
-    limit_per_minute: int | None = None
-    limit_per_hour: int | None = None
-    limit_per_day: int | None = None
-    limit_behavior: Literal["defer", "reject"] | None = None
-    use_tls: bool | None = None
-    tls: Literal["auto", "none", "starttls-required", "implicit"] | None = None
-    tls_verify: bool | None = None
-    tls_ca_file: str | None = None
-    auth: Literal["auto", "plain", "login", "cram-md5"] | None = None
-    batch_size: int | None = None
-    max_connections: int | None = None
-    max_messages_per_connection: int | None = None
+    id: Annotated[str, says("200 characters at most.", minLength=1, maxLength=200, examples=["news"])]
+    host: Annotated[
+        str, says("The relay's name or address.", minLength=1, maxLength=255, examples=["relay.example.com"])
+    ]
+    port: Annotated[int, says("The relay's port.", minimum=1, maximum=65535, examples=[587])]
+    user: Annotated[str | None, says("To log in with.")] = None
+    password: Annotated[
+        str | None, says("A missing one keeps the stored one while `host`, `port` and `user` stay the same.")
+    ] = None
+    ttl: Annotated[int | None, says("Seconds that an idle connection is kept (300).", **_COUNT)] = None
+    limit_per_minute: Annotated[int | None, says("Transactions in any 60 seconds; 0 is no limit.", **_COUNT)] = None
+    limit_per_hour: Annotated[int | None, says("Transactions in any 3,600 seconds.", **_COUNT)] = None
+    limit_per_day: Annotated[int | None, says("Transactions in any 86,400 seconds.", **_COUNT)] = None
+    limit_behavior: Annotated[Literal["defer", "reject"] | None, says("Over the limit; `defer` by default.")] = None
+    use_tls: Annotated[
+        bool | None, says("true: implicit on port 465, elsewhere STARTTLS required; false: `auto`. `tls` wins.")
+    ] = None
+    tls: Annotated[
+        Literal["auto", "none", "starttls-required", "implicit"] | None,
+        says("`auto`: from the first byte on port 465, else STARTTLS where it is offered."),
+    ] = None
+    tls_verify: Annotated[bool | None, says("false takes any certificate.")] = None
+    tls_ca_file: Annotated[str | None, says("A file with a private authority's certificate (PEM).")] = None
+    auth: Annotated[
+        Literal["auto", "plain", "login", "cram-md5"] | None,
+        says("`auto`: PLAIN first under TLS, CRAM-MD5 first without."),
+    ] = None
+    batch_size: Annotated[int | None, says("Messages before the next account's turn.", **_COUNT)] = None
+    max_connections: Annotated[int | None, says("Connections at once (20).", **_COUNT)] = None
+    max_messages_per_connection: Annotated[int | None, says("Messages over one connection (1,000).", **_COUNT)] = None
 
 
 class Volume(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,15 +1,111 @@
 """The types of answers, in the words of the HTTP contract. A field that is None is left out.
 
-Moments are Unix seconds; those that end in `_at` are ISO 8601.
+Moments are Unix seconds; those that end in `_at` are ISO 8601. What control answers it writes itself, since it cannot
+see these types: for those routes they describe, and the tests hold the answers against them.
 """
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
+
+from events.values import Status
+from events.waiting import Reason
+from events.wire import KINDS
+
+
+def _words(*words: str) -> Meta:
+    """A closed list of words. It is said of a plain `str`, so that whoever encodes need not prove it."""
+    return Meta(extra_json_schema={"enum": list(words)})
+
+
+_STATUS = _words(*get_args(Status))
+_FINAL = _words("sent", "error")
+_RECIPIENT = _words("open", "delivered", "deferred", "refused", "in_doubt", "withdrawn", "expired")
+_ISO = Meta(extra_json_schema={"format": "date-time"})
+
+
+class Ok(Struct, frozen=True):
+    ok: bool = True
+
+
+class Health(Struct, frozen=True):
+    status: Annotated[str, _words("ok")] = "ok"
+
+
+class Ready(Struct, frozen=True, omit_defaults=True):
+    ready: bool
+    reasons: tuple[str, ...] = ()
+
+
+class Active(Struct, frozen=True):
+    ok: bool
+    active: bool
+
+
+class Ticket(Struct, frozen=True):
+    """For `?ticket=` of the stream, good once, for so many seconds."""
+
+    ok: bool
+    ticket: str
+    expires_in: int
+
+
+class Removed(Struct, frozen=True):
+    ok: bool
+    removed: int
+
+
+class Deleted(Struct, frozen=True):
+    ok: bool
+    removed: int
+    not_found: tuple[str, ...]
+
+
+class Rejected(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One message that was not taken, and why; a message without an id has none here."""
+
+    id: str | None = None
+    reason: str
+
+
+class BulkAnswer(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """`next` and `up_to` are those of a single step."""
+
+    ok: bool
+    matched: int
+    changed: int
+    without_content: int | None = None
+    in_doubt: int | None = None
+    next: int | None = None
+    up_to: int | None = None
+
+
+class Fact(Struct, frozen=True, omit_defaults=True):
+    """One entry of the log: this head, and beside it the fields of its kind."""
+
+    seq: int
+    at_us: int
+    kind: Annotated[str, _words(*sorted(KINDS))]
+    message_id: str | None = None
+    account_id: str | None = None
+
+
+_FACT = Meta(extra_json_schema={"$ref": "#/components/schemas/Fact"})
+
+
+class Error(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Every error: one sentence that says what to change, under both names. `log` and `seq` say, for a cursor that
+    does not fit, whose and how far this log is."""
+
+    ok: Annotated[bool, Meta(extra_json_schema={"const": False})]
+    error: str
+    detail: str
+    log: str | None = None
+    seq: int | None = None
 
 
 class Waiting(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    reason: str
+    reason: Annotated[str, _words(*get_args(Reason))]
     until: int | None = None
 
 
@@ -17,7 +113,7 @@ class Pending(Struct, frozen=True, omit_defaults=True, kw_only=True):
     id: str
     to_addr: str | None = None
     subject: str | None = None
-    started_at: str
+    started_at: Annotated[str, _ISO]
     started_ts: int
     account_id: str | None = None
     priority: int
@@ -36,7 +132,7 @@ class Deferred(Struct, frozen=True, omit_defaults=True, kw_only=True):
     deferred_until: int
     cause: str
     attempts: int
-    created_at: str
+    created_at: Annotated[str, _ISO]
     created_ts: int
     last_error: str | None = None
 
@@ -51,7 +147,7 @@ class Recipient(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """`reply` is the relay's text, for what was not delivered."""
 
     address: str | None = None
-    status: str
+    status: Annotated[str, _RECIPIENT]
     code: int | None = None
     enhanced: str | None = None
     reply: str | None = None
@@ -62,10 +158,10 @@ class Held(Struct, frozen=True, omit_defaults=True, kw_only=True):
     id: str
     account_id: str | None = None
     cause: str
-    held_at: str
+    held_at: Annotated[str, _ISO]
     held_ts: int
     attempts: int
-    created_at: str
+    created_at: Annotated[str, _ISO]
     created_ts: int
     last_error: str | None = None
     recipients: tuple[Recipient, ...]
@@ -81,7 +177,7 @@ class Result(Struct, frozen=True, omit_defaults=True, kw_only=True):
     seq: int
     id: str
     account_id: str | None = None
-    status: str
+    status: Annotated[str, _FINAL]
     sent_ts: int | None = None
     error_ts: int | None = None
     error: str | None = None
@@ -101,17 +197,17 @@ class Message(Struct, frozen=True, omit_defaults=True, kw_only=True):
     id: str
     priority: int
     account_id: str | None = None
-    status: str
+    status: Annotated[str, _STATUS]
     deferred_ts: int | None = None
     sent_ts: int | None = None
     error_ts: int | None = None
     error: str | None = None
     reported_ts: int | None = None
-    created_at: str
-    updated_at: str
+    created_at: Annotated[str, _ISO]
+    updated_at: Annotated[str, _ISO]
     created_ts: int
     updated_ts: int
-    message: Raw | None = None
+    message: Annotated[Raw | None, Meta(extra_json_schema={"type": "object"})] = None
 
 
 class MessageList(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -125,14 +221,14 @@ class MessageRecord(Message, frozen=True, omit_defaults=True, kw_only=True):
 
     ok: bool
     recipients: tuple[Recipient, ...]
-    timeline: tuple[Raw, ...]
+    timeline: tuple[Annotated[Raw, _FACT], ...]
     waiting_for: Waiting | None = None
 
 
 class EventList(Struct, frozen=True, omit_defaults=True, kw_only=True):
     ok: bool
     log: str
-    events: tuple[Raw, ...]
+    events: tuple[Annotated[Raw, _FACT], ...]
     next: int
 
 
@@ -212,6 +308,33 @@ class SendResult(Struct, frozen=True, omit_defaults=True, kw_only=True):
     deferred_until: int | None = None
     error: str | None = None
     smtp_code: int | None = None
-    timestamp: str
+    timestamp: Annotated[str, _ISO]
     account: str | None = None
     recipients: tuple[Recipient, ...] = ()
+
+
+class SendAnswer(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The first outcome of one message; `error` and `id` alone where it was not taken."""
+
+    ok: bool
+    result: SendResult | None = None
+    error: str | None = None
+    id: str | None = None
+
+
+class SendPending(Struct, frozen=True, kw_only=True):
+    """No outcome came in time: the message is taken, and goes on by itself."""
+
+    ok: bool
+    status: Annotated[str, _words("pending")]
+    id: str
+    result: SendResult
+
+
+class Added(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """`rejected_count` is that of a stream, whose list of rejections has a bound."""
+
+    ok: bool
+    queued: int
+    rejected: tuple[Rejected, ...]
+    rejected_count: int | None = None

@@ -12,7 +12,7 @@ from events.values import MICROSECONDS
 from events.wire import KINDS
 from store import reading, replay
 
-from . import lists, metrics, queries
+from . import answers, lists, metrics, queries
 from .door import Door
 from .errors import Answer, Trouble, bad
 from .lists import Look
@@ -21,47 +21,56 @@ from .writing import Call
 
 
 async def health(door: Door, call: Call) -> Answer:
-    return Answer({"status": "ok"})
+    """The process answers."""
+    return Answer(answers.Health())
 
 
 async def ready(door: Door, call: Call) -> Answer:
+    """Whether mail is taken and sent; 503 with the reasons why not."""
     reasons = door.reasons()
-    return Answer({"ready": False, "reasons": reasons}, 503) if reasons else Answer({"ready": True})
+    return Answer(answers.Ready(False, reasons), 503) if reasons else Answer(answers.Ready(True))
 
 
 async def status(door: Door, call: Call) -> Answer:
+    """What the service does at this moment: whether it dispatches, how much waits, and how each account stands."""
     reasons = (*door.reasons(), *door.remarks())
     return Answer(await door.store.read(lists.status, door.look(), reasons, door.version))
 
 
 async def pending(door: Door, call: Call) -> Answer:
+    """Messages that are due and not behind a throttled account, with what each waits for."""
     asked: queries.Listing = call.payload
     return Answer(await door.store.read(lists.pending, door.look(), asked.after, asked.limit))
 
 
 async def deferred(door: Door, call: Call) -> Answer:
+    """Messages that are due later, or wait behind a throttled account."""
     asked: queries.Listing = call.payload
     return Answer(await door.store.read(lists.deferred, door.look(), asked.after, asked.limit))
 
 
 async def held(door: Door, call: Call) -> Answer:
+    """Messages that wait for a person to decide."""
     asked: queries.Listing = call.payload
     return Answer(await door.store.read(lists.held, door.look(), asked.after, asked.limit))
 
 
 async def results(door: Door, call: Call) -> Answer:
+    """Final results in the order of the log, by cursor."""
     asked: queries.Results = call.payload
     await check_cursor(door, asked.after, asked.log)
     return Answer(await door.store.read(lists.results, door.look(), asked.after, asked.limit))
 
 
 async def messages(door: Door, call: Call) -> Answer:
+    """All messages, open and ended, the oldest first."""
     asked: queries.Messages = call.payload
     filters = asked.status, asked.active_only, asked.account_id
     return Answer(await door.store.read(lists.messages, door.look(), asked.after, asked.limit, *filters))
 
 
 async def message(door: Door, call: Call) -> Answer:
+    """One message with everything that is known of it: recipients, every fact about it, and why it waits."""
     record = await door.store.read(lists.message, door.look(), call.payload.id)
     if record is None:
         raise Trouble(404, UNKNOWN_MESSAGE)
@@ -72,6 +81,7 @@ UNKNOWN_MESSAGE = "No message with this id is known"
 
 
 async def accounts(door: Door, call: Call) -> Answer:
+    """All accounts, without their passwords."""
     return Answer(await door.store.read(lists.accounts, door.look(), door.store.secrets))
 
 
@@ -88,7 +98,8 @@ async def volume(door: Door, call: Call) -> Answer:
 
 
 async def ticket(door: Door, call: Call) -> Answer:
-    return Answer({"ok": True, "ticket": door.tickets.give(), "expires_in": EXPIRES_S})
+    """A ticket for one websocket, for browsers, which cannot show a token there."""
+    return Answer(answers.Ticket(True, door.tickets.give(), EXPIRES_S))
 
 
 # The log
@@ -117,9 +128,9 @@ def check_kind(kind: str | None) -> None:
 
 
 async def events(door: Door, call: Call) -> Answer:
-    """A page; at the end of the log with `wait`, as soon as it is not empty, or after that time.
+    """A page of the log; at its end, with `wait`, as soon as there is something, or after that time.
 
-    A filtered page may be empty before the end: it is answered, so that no request reads the whole log.
+    A filtered page may be empty before the end: go on from its `next`. So no request reads the whole log.
     """
     asked: queries.Events = call.payload
     await check_cursor(door, asked.after, asked.log)
@@ -155,6 +166,7 @@ VIEWS: dict[str, View] = {
 
 
 async def audit_at(door: Door, call: Call) -> Answer:
+    """A view as it was at a past moment, refolded from the log."""
     asked: queries.At = call.payload
     if (asked.seq is None) == (asked.time is None):
         raise bad("the parameters do not fit: give one of seq and time")
@@ -209,6 +221,7 @@ def _by_account(around: reading.Surroundings, now_us: int) -> dict[str, dict[str
 
 
 async def show_metrics(door: Door, call: Call) -> Answer:
+    """Metrics as Prometheus text."""
     now_us = door.store.clock.now_us()
     numbers = await door.store.read(_numbers, now_us)
     due_us = numbers.oldest_due_us

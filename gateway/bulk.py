@@ -26,6 +26,10 @@ _PRIORITIES: dict[str | int, Priority] = {**PRIORITY_LABELS, **{each: each for e
 
 
 async def bulk(door: Door, call: Call) -> Answer:
+    """One action for all messages for which everything in `where` holds, in steps of a thousand.
+
+    With `after` only one step is done, and `next` says where the following one begins.
+    """
     wanted: payloads.Bulk = call.payload
     where = where_of(wanted.where)
     up_to = door.store.last_seq if wanted.up_to is None else wanted.up_to

@@ -25,8 +25,11 @@ Streamed = Callable[[Door, str, Mapping[str, str], Lease, ndjson.Receive], Await
 
 
 class Command(Struct, frozen=True):
-    """One row. `answer` is None where control gives the contract's answer as it is; `streamed` takes the payload's
-    items as NDJSON."""
+    """One row. `answer` is a type, `str` for text, several types where the request says which, or all of that by
+    status where it is not 200 alone. `refuses` are the errors that its payload and path do not show already: what
+    everybody can meet is in openapi.py. `streamed` takes the payload's items as NDJSON. The handler's docstring is what
+    the API's description says of the route.
+    """
 
     name: str
     method: Literal["GET", "POST", "DELETE"]
@@ -37,6 +40,12 @@ class Command(Struct, frozen=True):
     handler: Handler
     open: bool = False
     streamed: Streamed | None = None
+    refuses: tuple[int, ...] = ()
+
+    @property
+    def answers(self) -> Mapping[int, Any]:
+        """Its answers that are no errors, by status."""
+        return self.answer if isinstance(self.answer, dict) else {200: self.answer}
 
     @property
     def path_fields(self) -> tuple[str, ...]:
@@ -55,50 +64,57 @@ INGEST: Decider = "ingest"
 CONTROL: Decider = "control"
 GATEWAY: Decider = "gateway"
 NOTHING = queries.Nothing
+READY = {200: answers.Ready, 503: answers.Ready}
+SENT = {200: answers.SendAnswer, 202: answers.SendPending}
+PAST = (
+    answers.PendingList, answers.DeferredList, answers.HeldList, answers.ResultList, answers.AccountList,
+    answers.MessageRecord,
+)  # fmt: skip
 
 COMMANDS: tuple[Command, ...] = (
-    Command("health", "GET", "/health", NOTHING, None, GATEWAY, asking.health, open=True),
-    Command("ready", "GET", "/ready", NOTHING, None, GATEWAY, asking.ready, open=True),
+    Command("health", "GET", "/health", NOTHING, answers.Health, GATEWAY, asking.health, open=True),
+    Command("ready", "GET", "/ready", NOTHING, READY, GATEWAY, asking.ready, open=True),
     Command("status", "GET", "/status", NOTHING, answers.StatusAnswer, GATEWAY, asking.status),
-    Command("run now", "POST", "/commands/run-now", payloads.Empty, None, CONTROL, writing.run_now),
-    Command("suspend", "POST", "/commands/suspend", payloads.Empty, None, CONTROL, writing.suspend),
-    Command("activate", "POST", "/commands/activate", payloads.Activate, None, CONTROL, writing.activate),
-    Command("sendMessage", "POST", "/commands/send-message", dict[str, Raw], None, INGEST, writing.send_message),
+    Command("run now", "POST", "/commands/run-now", payloads.Empty, answers.Ok, CONTROL, writing.run_now),
+    Command("suspend", "POST", "/commands/suspend", payloads.Empty, answers.Active, CONTROL, writing.suspend),
+    Command("activate", "POST", "/commands/activate", payloads.Activate, answers.Active, CONTROL, writing.activate),
+    Command("sendMessage", "POST", "/commands/send-message", dict[str, Raw], SENT, INGEST, writing.send_message),
     Command(
-        "addMessages", "POST", "/commands/add-messages", payloads.AddMessages, None, INGEST, writing.add_messages,
-        streamed=ndjson.add_messages,
+        "addMessages", "POST", "/commands/add-messages", payloads.AddMessages, answers.Added, INGEST,
+        writing.add_messages, streamed=ndjson.add_messages,
     ),
     Command(
-        "deleteMessages", "POST", "/commands/delete-messages", payloads.DeleteMessages, None, CONTROL,
+        "deleteMessages", "POST", "/commands/delete-messages", payloads.DeleteMessages, answers.Deleted, CONTROL,
         writing.delete_messages,
     ),
     Command(
-        "cleanupMessages", "POST", "/commands/cleanup-messages", payloads.CleanupMessages, None, CONTROL,
+        "cleanupMessages", "POST", "/commands/cleanup-messages", payloads.CleanupMessages, answers.Removed, CONTROL,
         writing.cleanup_messages,
     ),
-    Command("bulk", "POST", "/commands/bulk", payloads.Bulk, None, CONTROL, bulk.bulk),
-    Command("addAccount", "POST", "/account", payloads.Account, None, CONTROL, writing.add_account),
+    Command("bulk", "POST", "/commands/bulk", payloads.Bulk, answers.BulkAnswer, CONTROL, bulk.bulk),
+    Command("addAccount", "POST", "/account", payloads.Account, answers.Ok, CONTROL, writing.add_account),
     Command("listAccounts", "GET", "/accounts", NOTHING, answers.AccountList, GATEWAY, asking.accounts),
-    Command("deleteAccount", "DELETE", "/account/<id>", queries.Id, None, CONTROL, writing.delete_account),
-    Command("pauseAccount", "POST", "/account/<id>/pause", queries.Id, None, CONTROL, writing.pause_account),
-    Command("resumeAccount", "POST", "/account/<id>/resume", queries.Id, None, CONTROL, writing.resume_account),
-    Command("addVolume", "POST", "/volume", payloads.Volume, None, CONTROL, writing.add_volume),
+    Command("deleteAccount", "DELETE", "/account/<id>", queries.Id, answers.Ok, CONTROL, writing.delete_account),
+    Command("pauseAccount", "POST", "/account/<id>/pause", queries.Id, answers.Ok, CONTROL, writing.pause_account),
+    Command("resumeAccount", "POST", "/account/<id>/resume", queries.Id, answers.Ok, CONTROL, writing.resume_account),
+    Command("addVolume", "POST", "/volume", payloads.Volume, answers.Ok, CONTROL, writing.add_volume),
     Command("listVolumes", "GET", "/volumes", queries.Volumes, answers.VolumeList, GATEWAY, asking.volumes),
     Command("getVolume", "GET", "/volume/<name>", queries.Name, answers.VolumeRecord, GATEWAY, asking.volume),
-    Command("deleteVolume", "DELETE", "/volume/<name>", queries.Name, None, CONTROL, writing.delete_volume),
+    Command("deleteVolume", "DELETE", "/volume/<name>", queries.Name, answers.Ok, CONTROL, writing.delete_volume),
     Command("pendingMessages", "GET", "/pending", queries.Listing, answers.PendingList, GATEWAY, asking.pending),
     Command("listDeferred", "GET", "/deferred", queries.Listing, answers.DeferredList, GATEWAY, asking.deferred),
     Command("listHeld", "GET", "/held", queries.Listing, answers.HeldList, GATEWAY, asking.held),
     Command(
-        "resolveMessage", "POST", "/messages/<id>/resolve", payloads.Resolve, None, CONTROL, writing.resolve_message
+        "resolveMessage", "POST", "/messages/<id>/resolve", payloads.Resolve, answers.Ok, CONTROL,
+        writing.resolve_message, refuses=(409,),
     ),
     Command("results", "GET", "/results", queries.Results, answers.ResultList, GATEWAY, asking.results),
     Command("listMessages", "GET", "/messages", queries.Messages, answers.MessageList, GATEWAY, asking.messages),
     Command("showMessage", "GET", "/messages/<id>", queries.Id, answers.MessageRecord, GATEWAY, asking.message),
     Command("events", "GET", "/events", queries.Events, answers.EventList, GATEWAY, asking.events),
-    Command("ticket", "POST", "/events/ticket", payloads.Empty, None, GATEWAY, asking.ticket),
-    Command("auditAt", "GET", "/audit/at", queries.At, None, GATEWAY, asking.audit_at),
-    Command("metrics", "GET", "/metrics", NOTHING, None, GATEWAY, asking.show_metrics),
+    Command("ticket", "POST", "/events/ticket", payloads.Empty, answers.Ticket, GATEWAY, asking.ticket),
+    Command("auditAt", "GET", "/audit/at", queries.At, PAST, GATEWAY, asking.audit_at, refuses=(404,)),
+    Command("metrics", "GET", "/metrics", NOTHING, str, GATEWAY, asking.show_metrics),
 )  # fmt: skip
 
 BY_NAME: Mapping[str, Command] = {command.name: command for command in COMMANDS}

@@ -118,6 +118,8 @@ def _what(error: msgspec.ValidationError, kind: Any) -> str:
 
 def _words(kind: inspect.Type, path: Sequence[str]) -> Iterable[str]:
     """The words that the field at this path may be; none where it is no closed list."""
+    while isinstance(kind, inspect.Metadata):
+        kind = kind.type
     kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
     if not path:
         return [f"{word}" for each in kinds if isinstance(each, inspect.LiteralType) for word in each.values]

@@ -13,16 +13,10 @@ from events.letter import Envelope
 from events.wire import encode_data
 from store import reading
 
+from .answers import Fact as FactHead
+
 CACHED_MAX = 10_000
 """Encoded facts shared by the streams: as many as may wait for one follower."""
-
-
-class _Head(Struct, frozen=True, omit_defaults=True):
-    seq: int
-    at_us: int
-    kind: str
-    message_id: str | None = None
-    account_id: str | None = None
 
 
 class ReplyWords(Struct, frozen=True):
@@ -52,7 +46,7 @@ def event_json(
     """One fact as a JSON object."""
     about = None if entry.message is None else message_ids.get(entry.message)
     account = None if entry.account is None else account_ids.get(entry.account)
-    head = _encode(_Head(entry.seq, entry.at_us, entry.kind, about, account))
+    head = _encode(FactHead(entry.seq, entry.at_us, entry.kind, about, account))
     more = (encode_data(entry.fact), _encode(expansion) if expansion else b"{}")
     return b",".join((head[:-1], *(each[1:-1] for each in more if each != b"{}"))) + b"}"
 

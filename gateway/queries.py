@@ -8,16 +8,25 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from events.payloads import says
 from events.values import Status
+from events.wire import KINDS
 
 from .settings import EVENTS_WAIT_S_MAX, LIST_LIMIT, LIST_LIMIT_MAX
 
 SEQ_MAX = 2**63 - 1
 """SQLite's largest integer."""
 
-Seq = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
-Limit = Annotated[int, Meta(ge=1, le=LIST_LIMIT_MAX)]
-Wait = Annotated[float, Meta(ge=0, le=EVENTS_WAIT_S_MAX)]
+Seq = Annotated[int, Meta(ge=0, le=SEQ_MAX, description="What follows it: the `next` of the page before.")]
+Limit = Annotated[int, Meta(ge=1, le=LIST_LIMIT_MAX, description="Rows of a page.")]
+Wait = Annotated[
+    float, Meta(ge=0, le=EVENTS_WAIT_S_MAX, description="Seconds to wait at the end of the log for something new.")
+]
+Log = Annotated[str | None, says("The log that the cursor is of: another one is a 409.")]
+Kind = Annotated[str | None, says("Facts of this kind only.", enum=sorted(KINDS))]
+OfAccount = Annotated[str | None, says("Of this account only.")]
+OfMessage = Annotated[str | None, says("Of this message only.")]
+Expand = Annotated[bool, says("Join sender, subject, addresses and the relay's words, while they are not erased.")]
 Moment = Annotated[float, Meta(ge=0, le=SEQ_MAX / 1_000_001)]
 
 
@@ -53,13 +62,13 @@ class Listing(Struct, frozen=True):
 class Results(Struct, frozen=True):
     after: Seq = 0
     limit: Limit = LIST_LIMIT
-    log: str | None = None
+    log: Log = None
 
 
 class Messages(Struct, frozen=True):
-    active_only: bool = False
+    active_only: Annotated[bool, says("What has not ended.")] = False
     status: Status | None = None
-    account_id: str | None = None
+    account_id: OfAccount = None
     after: Seq = 0
     limit: Limit = LIST_LIMIT
 
@@ -67,33 +76,35 @@ class Messages(Struct, frozen=True):
 class Events(Struct, frozen=True):
     after: Seq = 0
     limit: Limit = LIST_LIMIT
-    kind: str | None = None
-    account_id: str | None = None
-    message_id: str | None = None
+    kind: Kind = None
+    account_id: OfAccount = None
+    message_id: OfMessage = None
     wait: Wait = 0.0
-    expand: bool = False
-    log: str | None = None
+    expand: Expand = False
+    log: Log = None
 
 
 class Stream(Struct, frozen=True):
     """`after` None: from now."""
 
     after: Seq | None = None
-    kind: str | None = None
-    account_id: str | None = None
-    message_id: str | None = None
-    batch: bool = False
-    expand: bool = False
-    log: str | None = None
-    ticket: str | None = None
+    kind: Kind = None
+    account_id: OfAccount = None
+    message_id: OfMessage = None
+    batch: Annotated[bool, says("Frames of many facts.")] = False
+    expand: Expand = False
+    log: Log = None
+    ticket: Annotated[str | None, says("In the place of a header.")] = None
 
 
 class At(Struct, frozen=True):
     """A past moment (one of `seq` and `time` in Unix seconds), and the view wanted of it."""
 
     view: Literal["pending", "deferred", "held", "results", "accounts", "message"]
-    seq: Annotated[int, Meta(ge=0, le=SEQ_MAX)] | None = None
-    time: Moment | None = None
-    id: str | None = None
+    seq: Annotated[Annotated[int, Meta(ge=0, le=SEQ_MAX)] | None, says("The moment, as the last fact that counts.")] = (
+        None
+    )
+    time: Annotated[Moment | None, says("Or the moment in Unix seconds.")] = None
+    id: Annotated[str | None, says("Of the message, for `view=message`.")] = None
     after: Seq = 0
     limit: Limit = LIST_LIMIT

@@ -43,30 +43,37 @@ class Call(Struct, frozen=True, eq=False):
 
 
 async def run_now(door: Door, call: Call) -> Answer:
+    """Wakes scheduler, fetcher and reporter, and probes relays that could not be reached."""
     return Answer(await door.control(commands.RunNow(), call.by))
 
 
 async def suspend(door: Door, call: Call) -> Answer:
+    """Stops dispatch: after the answer no attempt starts. Accepting, fetching and reporting go on."""
     return Answer(await door.control(commands.Suspend(), call.by))
 
 
 async def activate(door: Door, call: Call) -> Answer:
+    """Starts dispatch again; after a restored backup `restored` says what becomes of the mail that waits."""
     return Answer(await door.control(commands.Activate(call.payload.restored, call.payload.trust_clock), call.by))
 
 
 async def add_account(door: Door, call: Call) -> Answer:
+    """Makes an account, or changes it."""
     return Answer(await door.control(commands.SaveAccount(call.payload), call.by))
 
 
 async def delete_account(door: Door, call: Call) -> Answer:
+    """Removes an account: it sends nothing more, and its open messages end as errors."""
     return Answer(await door.control(commands.RemoveAccount(call.payload.id), call.by))
 
 
 async def pause_account(door: Door, call: Call) -> Answer:
+    """Pauses an account: after the answer none of its attempts starts."""
     return Answer(await door.control(commands.PauseAccount(call.payload.id), call.by))
 
 
 async def resume_account(door: Door, call: Call) -> Answer:
+    """Lets a paused account send again."""
     return Answer(await door.control(commands.ResumeAccount(call.payload.id), call.by))
 
 
@@ -79,15 +86,18 @@ async def delete_volume(door: Door, call: Call) -> Answer:
 
 
 async def delete_messages(door: Door, call: Call) -> Answer:
+    """Withdraws what is open, and erases the content of what has ended."""
     _check_count(len(call.payload.ids), door.settings.max_batch, "delete")
     return Answer(await door.control(commands.DeleteMessages(call.payload.ids), call.by))
 
 
 async def cleanup_messages(door: Door, call: Call) -> Answer:
+    """Lets go of what has ended and was reported longer ago than that."""
     return Answer(await door.control(commands.CleanupMessages(call.payload.older_than_seconds), call.by))
 
 
 async def resolve_message(door: Door, call: Call) -> Answer:
+    """Decides what becomes of a held message."""
     wanted: payloads.Resolve = call.payload
     return Answer(await door.control(commands.ResolveMessage(wanted.id, wanted.resolution), call.by))
 
@@ -101,12 +111,13 @@ def _check_count(count: int, most: int, verb: str) -> None:
 
 
 async def add_messages(door: Door, call: Call) -> Answer:
+    """Queues messages. A fault within one of them is its own rejection, and the answer is 200 all the same."""
     wanted: payloads.AddMessages = call.payload
     _check_count(len(wanted.messages), door.settings.max_batch, "enqueue")
     priority = default_priority(wanted.default_priority)
     if not wanted.messages:
         door.check_accepting()
-        return Answer({"ok": True, "queued": 0, "rejected": []})
+        return Answer(added(()))
     decisions = await door.submit(wanted.messages, call.by, call.lease, default_priority=priority)
     return Answer(added(decisions))
 
@@ -143,6 +154,10 @@ def rejection(decision: Decision) -> dict[str, Any]:
 
 
 async def send_message(door: Door, call: Call) -> Answer:
+    """Sends one message ahead of the queue, and waits for its first outcome.
+
+    The same id again answers with that message's result, or waits for it.
+    """
     item, message_id = _single(door, call)
     (decision,) = await door.submit((item,), call.by, call.lease, default_priority=0, urgent=True)
     number = decision.number
