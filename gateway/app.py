@@ -18,6 +18,7 @@ from .commands import COMMANDS, Command, Reader
 from .door import Door
 from .errors import Answer, Trouble, bad, error
 from .front import LEASE, Front
+from .pages import PAGES, Page
 from .settings import BODY_S_MAX, CLI_AGENT, SEND_S_MAX
 from .stream import Streams
 from .writing import Call
@@ -27,7 +28,7 @@ BY_CLI = "cli"
 """Who asks over HTTP: there is one token, and our own command line says that it is a person's."""
 
 STREAM = "/events/stream"
-OPEN_PATHS = frozenset(command.path for command in COMMANDS if command.open)
+OPEN_PATHS = frozenset(command.path for command in COMMANDS if command.open) | PAGES.keys()
 
 SENTENCES = {
     400: "The request is malformed",
@@ -56,6 +57,8 @@ def make_app(door: Door) -> Front:
     app.register_error_handler(HTTPException, _http_error)
     for command in COMMANDS:
         app.add_url_rule(command.path, command.name, _view(door, command), methods=[command.method])
+    for path, page in PAGES.items():
+        app.add_url_rule(path, path, _page_view(door, page), methods=["GET"])
     streams = Streams(door)
     app.add_url_rule(STREAM, "upgrade", _upgrade, methods=["GET"])
     app.add_websocket(STREAM, "stream", _stream_view(streams))
@@ -117,6 +120,13 @@ def _view(door: Door, command: Command) -> Callable[..., Awaitable[Response]]:
             return _respond(await command.handler(door, call))
         except Trouble as trouble:
             return _respond(trouble.answer)
+
+    return view
+
+
+def _page_view(door: Door, page: Page) -> Callable[[], Awaitable[Response]]:
+    async def view() -> Response:
+        return _respond(await page(door.version))
 
     return view
 

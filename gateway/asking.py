@@ -86,11 +86,13 @@ async def accounts(door: Door, call: Call) -> Answer:
 
 
 async def volumes(door: Door, call: Call) -> Answer:
+    """All volumes, or those that one account may use, without their secrets."""
     asked: queries.Volumes = call.payload
     return Answer(await door.store.read(lists.volumes, door.store.secrets, asked.account_id))
 
 
 async def volume(door: Door, call: Call) -> Answer:
+    """One volume, without its secrets."""
     found = await door.store.read(lists.volume, door.store.secrets, call.payload.name)
     if found is None:
         raise Trouble(404, f"There is no volume {call.payload.name!r}: GET /volumes lists them")

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from events import payloads
+from events.values import PRIORITY_LABELS
 
 from . import answers, queries
 from .commands import COMMANDS, MAY_BE_MISSING, Command
@@ -247,7 +248,7 @@ def _operation(command: Command, schemas: _Schemas) -> Schema:
         "tags": [_tag(command.path)],
         "summary": words.split("\n", 1)[0].removesuffix("."),
         "description": words,
-        "parameters": [*_parameters(command, schemas), *_headers(command)],
+        "parameters": [*_parameters(command, schemas), *_beside_lines(command), *_headers(command)],
         "responses": dict(_responses(command, schemas)),
     }
     if command.source == "body":
@@ -276,6 +277,17 @@ def _parameters(command: Command, schemas: _Schemas) -> Iterator[Schema]:
                 yield {"name": name, "in": "query", **required, **words, "schema": schema}
 
 
+def _beside_lines(command: Command) -> Iterator[Schema]:
+    """Lines hold items alone, so what stands beside the items in a JSON body is a parameter."""
+    if command.streamed:
+        yield {
+            "name": "default_priority",
+            "in": "query",
+            "description": f"Beside {NDJSON}: as in the body.",
+            "schema": {"type": "string", "enum": [*PRIORITY_LABELS, "0", "1", "2", "3"]},
+        }
+
+
 def _headers(command: Command) -> Iterator[Schema]:
     if not _has_fields(command.payload):
         yield {
@@ -289,7 +301,7 @@ def _headers(command: Command) -> Iterator[Schema]:
 def _body(command: Command, schemas: _Schemas) -> Schema:
     content: Schema = {JSON: {"schema": schemas.body(command)}}
     if command.streamed:
-        content[NDJSON] = {"schema": {"type": "string", "description": "One item a line, any number of them."}}
+        content[NDJSON] = {"schema": {"type": "string", "description": "One message a line, any number of them."}}
     may_be_missing = _has_fields(command.payload) and command.payload in MAY_BE_MISSING
     return {"required": not may_be_missing, "content": content}
 

@@ -78,10 +78,12 @@ async def resume_account(door: Door, call: Call) -> Answer:
 
 
 async def add_volume(door: Door, call: Call) -> Answer:
+    """Makes a volume, from which attachments come, or changes it."""
     return Answer(await door.control(commands.SaveVolume(call.payload), call.by))
 
 
 async def delete_volume(door: Door, call: Call) -> Answer:
+    """Removes a volume."""
     return Answer(await door.control(commands.RemoveVolume(call.payload.name), call.by))
 
 

@@ -13,6 +13,7 @@ from gateway.app import STREAM
 from gateway.commands import COMMANDS
 from gateway.door import NOT_READY
 from gateway.metrics import GAUGES, LABELLED, Metrics
+from gateway.pages import PAGES
 from letterbook.logs import KEYS as LOG_KEYS
 from letterbook.outcomes import KEYS as OUTCOME_KEYS
 from letterbook.outcomes import SENTENCES as OUTCOME_SENTENCES
@@ -27,7 +28,7 @@ README = ROOT / "README.md"
 
 NAMED_FILE = re.compile(r"`([\w./-]+\.py)(?::\w+)?`")
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
-ROUTE = re.compile(r"\b(GET|POST|DELETE) (/[\w/{}-]+)")
+ROUTE = re.compile(r"\b(GET|POST|DELETE) (/[\w/{}.-]+)")
 TARGET = re.compile(r"\bmake ([a-z.]+)")
 METRIC = re.compile(r"\b(?:asyncmail|letterbook)_[a-z_]+")
 FACT = re.compile(
@@ -110,7 +111,7 @@ def code(page: Path) -> str:
 
 def routes() -> set[str]:
     of_commands = {f"{each.method} {each.path.replace('<', '{').replace('>', '}')}" for each in COMMANDS}
-    return {*of_commands, f"GET {STREAM}"}
+    return {*of_commands, f"GET {STREAM}", *(f"GET {path}" for path in PAGES)}
 
 
 def routes_described() -> set[str]:
