@@ -42,6 +42,7 @@ from store.views.volumes import VolumeRow
 from store.worklists import STEP, asked_messages, clock_row, dispatch_row, waiting_numbers
 from store.writer import Declined
 
+from . import rule_commands
 from .bulk import STATES, Moment, decide, resolved
 from .network import ca_file_fault
 from .volumes import opened_config, save_volume, volume_differs
@@ -266,6 +267,10 @@ class ControlActor:
                 return {"ok": True, "removed": await self._let_go(older_than_s, by)}
             case commands.ResolveMessage(message_id, resolution):
                 return await self._resolve(message_id, resolution, by)
+            case commands.SaveRule() | commands.ChangeRule() | commands.RemoveRule():
+                return await rule_commands.carry_out(self._store, command, by)
+            case commands.Schedule(rules, active):
+                return await self._schedule(rules, active, by)
             case commands.Bulk():
                 return await self._bulk(command, by)
 
@@ -292,6 +297,19 @@ class ControlActor:
             await self._hold_all(by)
         await self._store.record([Draft(DispatchActivated(by=by, restored=chosen))], urgent=True)
         return {"ok": True, "active": True}
+
+    async def _schedule(self, rules: Sequence[payloads.Rule] | None, active: bool | None, by: str) -> Answer:
+        """In an order in which no mail goes by rules that are to be replaced."""
+        if active and (await self._store.read(dispatch_row)).restored:
+            raise Refused('the log was restored from a backup: activate with "restored", which is "hold" or "send"')
+        if active is False:
+            await self._suspend(by)
+        if rules is not None:
+            await rule_commands.replace_all(self._store, rules, by)
+        if active:
+            await self._activate(None, by)
+        dispatch = await self._store.read(dispatch_row)
+        return {**await rule_commands.listed(self._store), "active": bool(dispatch.active)}
 
     async def _trust_clock(self, by: str) -> None:
         if (await self._store.read(clock_row)).doubted(self._store.clock.now_us()):

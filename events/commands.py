@@ -158,6 +158,26 @@ class ResolveMessage(msgspec.Struct, frozen=True):
     resolution: Resolution
 
 
+class SaveRule(msgspec.Struct, frozen=True):
+    rule: payloads.Rule
+
+
+class ChangeRule(msgspec.Struct, frozen=True):
+    id: int
+    change: payloads.RuleChange
+
+
+class RemoveRule(msgspec.Struct, frozen=True):
+    id: int
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """Replace all rules, suspend or activate dispatch; None: leave that as it is."""
+
+    rules: tuple[payloads.Rule, ...] | None = None
+    active: bool | None = None
+
+
 class Where(msgspec.Struct, frozen=True):
     """Which messages are meant: all that is given must hold. Domain and text are compared without regard to case."""
 
@@ -194,6 +214,10 @@ Command = (
     | DeleteMessages
     | CleanupMessages
     | ResolveMessage
+    | SaveRule
+    | ChangeRule
+    | RemoveRule
+    | Schedule
     | Bulk
 )
 

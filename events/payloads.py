@@ -193,5 +193,47 @@ class Volume(Struct, frozen=True, forbid_unknown_fields=True):
     account_id: str | None = None
 
 
+Day = Annotated[int, Meta(ge=0, le=6)]
+StartHour = Annotated[int, Meta(ge=0, le=23)]
+EndHour = Annotated[int, Meta(ge=0, le=24)]
+Minutes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+RulePriority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+RuleName = Annotated[str, Meta(max_length=200)]
+
+
+class Rule(Struct, frozen=True, forbid_unknown_fields=True):
+    """A time window for mail; what is left out is: enabled, priority 0, every day, the whole day."""
+
+    interval_minutes: Minutes
+    name: RuleName | None = None
+    enabled: bool | None = None
+    priority: RulePriority | None = None
+    days: tuple[Day, ...] | None = None
+    start_hour: StartHour | None = None
+    end_hour: EndHour | None = None
+    cross_midnight: bool | None = None
+
+
+class RuleChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left out stays; `id` stands in the path."""
+
+    id: int | str
+    name: RuleName | None = None
+    enabled: bool | None = None
+    priority: RulePriority | None = None
+    days: tuple[Day, ...] | None = None
+    start_hour: StartHour | None = None
+    end_hour: EndHour | None = None
+    cross_midnight: bool | None = None
+    interval_minutes: Minutes | None = None
+
+
+class Schedule(Struct, frozen=True, forbid_unknown_fields=True):
+    """Rules that replace all there are, and whether dispatch is to be active; what is left out stays."""
+
+    rules: tuple[Rule, ...] | None = None
+    active: bool | None = None
+
+
 class Empty(Struct, frozen=True):
     """A body that says nothing; unknown fields are ignored, as the replaced service did."""

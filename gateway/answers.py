@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Raw, Struct
 
+from events.rules import Rule
 from events.values import Status
 from events.waiting import Reason
 from events.wire import KINDS
@@ -276,6 +277,17 @@ class VolumeList(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 class VolumeRecord(Volume, frozen=True, omit_defaults=True, kw_only=True):
     ok: bool
+
+
+class RuleList(Struct, frozen=True, kw_only=True):
+    """Every rule there is, by id."""
+
+    ok: bool
+    rules: tuple[Rule, ...]
+
+
+class ScheduleAnswer(RuleList, frozen=True, kw_only=True):
+    active: bool
 
 
 class AccountState(Struct, frozen=True, omit_defaults=True, kw_only=True):

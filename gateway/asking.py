@@ -99,6 +99,11 @@ async def volume(door: Door, call: Call) -> Answer:
     return Answer(found)
 
 
+async def rules(door: Door, call: Call) -> Answer:
+    """All rules."""
+    return Answer(await door.store.read(lists.rules))
+
+
 async def ticket(door: Door, call: Call) -> Answer:
     """A ticket for one websocket, for browsers, which cannot show a token there."""
     return Answer(answers.Ticket(True, door.tickets.give(), EXPIRES_S))

@@ -32,7 +32,7 @@ class Command(Struct, frozen=True):
     """
 
     name: str
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     payload: Any
     answer: Any
@@ -101,6 +101,18 @@ COMMANDS: tuple[Command, ...] = (
     Command("listVolumes", "GET", "/volumes", queries.Volumes, answers.VolumeList, GATEWAY, asking.volumes),
     Command("getVolume", "GET", "/volume/<name>", queries.Name, answers.VolumeRecord, GATEWAY, asking.volume),
     Command("deleteVolume", "DELETE", "/volume/<name>", queries.Name, answers.Ok, CONTROL, writing.delete_volume),
+    Command("addRule", "POST", "/commands/rules", payloads.Rule, answers.RuleList, CONTROL, writing.add_rule),
+    Command("listRules", "GET", "/commands/rules", NOTHING, answers.RuleList, GATEWAY, asking.rules),
+    Command(
+        "setRuleEnabled", "PATCH", "/commands/rules/<id>", payloads.RuleChange, answers.RuleList, CONTROL,
+        writing.change_rule,
+    ),
+    Command(
+        "deleteRule", "DELETE", "/commands/rules/<id>", queries.RuleId, answers.RuleList, CONTROL, writing.delete_rule
+    ),
+    Command(
+        "schedule", "POST", "/commands/schedule", payloads.Schedule, answers.ScheduleAnswer, CONTROL, writing.schedule
+    ),
     Command("pendingMessages", "GET", "/pending", queries.Listing, answers.PendingList, GATEWAY, asking.pending),
     Command("listDeferred", "GET", "/deferred", queries.Listing, answers.DeferredList, GATEWAY, asking.deferred),
     Command("listHeld", "GET", "/held", queries.Listing, answers.HeldList, GATEWAY, asking.held),

@@ -157,6 +157,10 @@ def status(connection: reading.Connection, look: Look, reasons: tuple[str, ...],
     return shapes.status_answer(counts, around, look.now_us, reasons, version, look.log, seq)
 
 
+def rules(connection: reading.Connection) -> answers.RuleList:
+    return answers.RuleList(ok=True, rules=reading.rules(connection))
+
+
 def accounts(connection: reading.Connection, look: Look, secrets: Secrets | None) -> answers.AccountList:
     """The living accounts; who looks back sees no users, since credentials are kept as they are now only."""
     rows = [row for row in reading.accounts(connection) if not row.removed]

@@ -52,6 +52,12 @@ class Volumes(Struct, frozen=True):
     account_id: str | None = None
 
 
+class RuleId(Struct, frozen=True):
+    """The id of a rule in a path."""
+
+    id: int | str
+
+
 class Listing(Struct, frozen=True):
     """A page of a list: what follows the opaque number `after`."""
 

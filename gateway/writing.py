@@ -20,7 +20,7 @@ from store.views.messages import MessageRow
 from . import answers, shapes
 from .bodies import Lease
 from .door import Door
-from .errors import Answer, bad
+from .errors import Answer, Trouble, bad
 
 NOT_JSON = "not JSON"
 """The reason of an item that cannot be read at all."""
@@ -85,6 +85,33 @@ async def add_volume(door: Door, call: Call) -> Answer:
 async def delete_volume(door: Door, call: Call) -> Answer:
     """Removes a volume."""
     return Answer(await door.control(commands.RemoveVolume(call.payload.name), call.by))
+
+
+async def add_rule(door: Door, call: Call) -> Answer:
+    """Makes a rule: in which hours mail goes, and how often."""
+    return Answer(await door.control(commands.SaveRule(call.payload), call.by))
+
+
+async def change_rule(door: Door, call: Call) -> Answer:
+    """Changes what is given of a rule."""
+    return Answer(await door.control(commands.ChangeRule(_rule_id(call.payload.id), call.payload), call.by))
+
+
+async def delete_rule(door: Door, call: Call) -> Answer:
+    """Removes a rule. Without enabled rules mail goes as it becomes due."""
+    return Answer(await door.control(commands.RemoveRule(_rule_id(call.payload.id)), call.by))
+
+
+def _rule_id(given: int | str) -> int:
+    """Raises Trouble 404 for what can be the id of no rule."""
+    if isinstance(given, str) and not _NUMBER.fullmatch(given):
+        raise Trouble(404, "there is no such rule: the id of a rule is a number, GET /commands/rules lists them")
+    return int(given)
+
+
+async def schedule(door: Door, call: Call) -> Answer:
+    """Replaces all rules, and suspends or activates dispatch."""
+    return Answer(await door.control(commands.Schedule(call.payload.rules, call.payload.active), call.by))
 
 
 async def delete_messages(door: Door, call: Call) -> Answer:

@@ -12,14 +12,14 @@ from .control_commands import activate, status, suspend
 from .health import health
 from .log_command import log
 from .operating_commands import bulk, resolve
-from .reading_commands import accounts, deferred, held, pending, results, show, volumes
+from .reading_commands import accounts, deferred, held, pending, results, rules, show, volumes
 from .service_commands import check_config, demo, serve
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Run": (serve, demo, check_config, health),
     "Steer a running service": (status, suspend, activate),
     "Send and watch": (send, tail),
-    "Look, at a running or a stopped service": (log, show, pending, deferred, held, results, accounts, volumes),
+    "Look, at a running or a stopped service": (log, show, pending, deferred, held, results, accounts, volumes, rules),
     "Decide": (resolve, bulk),
     "Keep": (backup, restore, cleanup),
     "Audit": (verify, at, rebuild),

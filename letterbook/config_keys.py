@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Struct
 
+from events import payloads
+
 from .config_kinds import (
     DELAYS,
     HOST,
     PATH,
     PRIORITY,
+    RULES,
     SECONDS,
     SECRET,
     SWITCH,
@@ -114,7 +117,11 @@ class Scheduler(Struct, frozen=True):
     active: Annotated[
         bool, Key(SWITCH, "Whether a new log starts dispatching; later only suspend and activate count.")
     ] = True
-    timezone: Annotated[str, Key(TIMEZONE, "Time zone that hours and days are meant in.")] = "UTC"
+    timezone: Annotated[str, Key(TIMEZONE, "Time zone that hours and days of rules are meant in.")] = "UTC"
+    rules: Annotated[
+        tuple[payloads.Rule, ...],
+        Key(RULES, "Rules that a new log starts with; later only the API's count. Empty: mail goes as it is due."),
+    ] = ()
 
 
 class Delivery(Struct, frozen=True):

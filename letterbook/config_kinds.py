@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 from msgspec import Struct
 
+from events import payloads
+from events.rules import RULES_MAX, made
 from events.values import CONTROL, PRIORITY_LABELS
 
 
@@ -91,6 +94,18 @@ def _timezone(text: str) -> str:
     return text
 
 
+def _rules(text: str) -> tuple[payloads.Rule, ...]:
+    try:
+        wishes = _decode_rules(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError from error
+    if len(wishes) > RULES_MAX or any(made(wish).fault for wish in wishes):
+        raise ValueError
+    return wishes
+
+
+_decode_rules = msgspec.json.Decoder(tuple[payloads.Rule, ...]).decode
+
 TEXT = Kind(_text, "text on one line")
 SECRET = Kind(lambda text: Secret(_text(text)), "text on one line", secret=True)
 HOST = Kind(_host, "a host name or an address, without scheme, port or brackets, such as 127.0.0.1")
@@ -100,6 +115,11 @@ URL = Kind(_url, "an http:// or https:// address without query, such as https://
 PRIORITY = Kind(_priority, "0, 1, 2 or 3, or immediate, high, medium or low")
 SECONDS = Kind(_seconds, "seconds, 0 or more, such as 30 or 0.5")
 DELAYS = Kind(_delays, "seconds with commas between, such as 60, 300, 900")
+RULES = Kind(
+    _rules,
+    "a JSON list of rules as POST /commands/rules takes them, such as"
+    ' [{"days": [0, 1, 2, 3, 4], "start_hour": 8, "end_hour": 18, "interval_minutes": 15}]',
+)
 TIMEZONE = Kind(_timezone, "a time zone of the IANA list, such as UTC or Europe/Rome")
 
 

@@ -4,7 +4,7 @@ One function a kind. A kind that has none, of a newer service for instance, is s
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 Event = dict[str, Any]
@@ -160,6 +160,22 @@ def _unreachable(event: Event) -> str:
     return f"{event['host']}:{event['port']}: {event['reason']}; next probe {clock(event['until_us'])}"
 
 
+def _rule(event: Event) -> str:
+    window = f"{event['start_hour']} to {event['end_hour']} h{' next day' if event['cross_midnight'] else ''}"
+    name = f"“{event['name']}”" if event["name"] else ""
+    state = "" if event["enabled"] else "disabled"
+    every = f"every {_count(event['interval_minutes'], 'minute')}"
+    number = event.get("rule") or event["seq"]
+    return _joined(f"rule {number}", name, days_text(event["days"]), window, every, state, _by(event))
+
+
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def days_text(days: Sequence[int]) -> str:
+    return "every day" if len(days) == len(WEEKDAYS) else " ".join(WEEKDAYS[day] for day in days)
+
+
 WORDS: dict[str, Callable[[Event], str]] = {
     "MessageAccepted": _accepted,
     "MessageRevised": _accepted,
@@ -184,6 +200,8 @@ WORDS: dict[str, Callable[[Event], str]] = {
     "RelayReached": lambda event: f"{event['host']}:{event['port']}",
     "DispatchSuspended": lambda event: _joined("a restored backup" if event.get("restored") else "", _by(event)),
     "DispatchActivated": _by,
+    "RuleSaved": _rule,
+    "RuleRemoved": lambda event: _joined(f"rule {event['rule']}", _by(event)),
     "ResultsReported": lambda event: f"up to {event['up_to']}",
     "BatchFetched": lambda event: _count(event["messages"], "message"),
     "VolumeSaved": _volume_saved,

@@ -1,5 +1,7 @@
-"""Commands that read the views: show, pending, deferred, held, results, accounts, volumes. JSON is that of the HTTP
-answers."""
+"""Commands that read the views: show, pending, deferred, held, results, accounts, volumes, rules.
+
+JSON is that of the HTTP answers.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .fact_words import line
+from .fact_words import days_text, line
 from .failures import Failure
 from .printing import moment_text, print_json, print_pairs, print_table, second_text
 from .sources import look_at, source_options
@@ -141,6 +143,19 @@ def print_volumes(answer: Any, limit: int = LIST_LIMIT) -> None:
         for row in answer.volumes
     ]
     print_table(("name", "backend", "account", "config"), rows, "There are no volumes.")
+
+
+def print_rules(answer: Any, limit: int = LIST_LIMIT) -> None:
+    titles = "id", "name", "priority", "days", "from", "to", "every", "state"
+    rows = [
+        (
+            *(row.id, row.name, row.priority, days_text(row.days), f"{row.start_hour:02}:00"),
+            f"{row.end_hour:02}:00" + (" next day" if row.cross_midnight else ""),
+            *(f"{row.interval_minutes} min", "enabled" if row.enabled else "disabled"),
+        )
+        for row in answer.rules
+    ]
+    print_table(titles, rows, "There are no rules: mail goes as it becomes due.")
 
 
 def print_message(answer: Any, limit: int = LIST_LIMIT) -> None:
@@ -288,3 +303,15 @@ def volumes(account: str | None, as_json: bool, config_path: Path | None, db: Pa
         secrets = secrets_of(connection, source.key_file) if source.key_file else None
         answer = lists.volumes(connection, secrets, account)
     print_answer(answer, as_json, print_volumes)
+
+
+@click.command()
+@json_option
+@source_options
+def rules(as_json: bool, config_path: Path | None, db: Path | None) -> None:
+    """The rules: in which hours mail may go, and how often; hours are those of `[scheduler] timezone`."""
+    with look_at(config_path, db) as (connection, _, _):
+        from gateway import lists
+
+        answer = lists.rules(connection)
+    print_answer(answer, as_json, print_rules)

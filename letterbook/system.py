@@ -42,7 +42,17 @@ from actors.retention import Retention
 from actors.sender_pool import DeliveryPolicy
 from actors.supervision import keep
 from events import payloads
-from events.commands import Control, Refused, Reply, SaveAccount, SaveVolume, Submission, Suspend, Unavailable
+from events.commands import (
+    Control,
+    Refused,
+    Reply,
+    SaveAccount,
+    SaveVolume,
+    Schedule,
+    Submission,
+    Suspend,
+    Unavailable,
+)
 from events.fact import Draft
 from events.service import ServiceStarted, ServiceStopped
 from events.values import MICROSECONDS
@@ -57,7 +67,7 @@ from store.files import see_unlocked
 from store.housekeeping import MB, disk_low, figures
 from store.opening import OpeningError, Store, open_store
 from store.recorder import EndsGivenUp, NotRecorded
-from store.worklists import dispatch_row, living_accounts
+from store.worklists import dispatch_row, living_accounts, rules_row
 
 from .config import Config
 from .logs import FIELDS, Lines
@@ -329,10 +339,13 @@ class System:
             await self._ask(SaveAccount(account))
         for volume in self.config.volumes:
             await self._ask(SaveVolume(payloads.Volume(**asdict(volume)), yields=True))
+        rules = self.config.scheduler.rules
+        if rules and await self.store.read(rules_row) is None:
+            await self._ask(Schedule(rules))
         if not self.config.scheduler.active and (await self.store.read(dispatch_row)).since_us == 0:
             await self._ask(Suspend())
 
-    async def _ask(self, command: SaveAccount | SaveVolume | Suspend) -> None:
+    async def _ask(self, command: SaveAccount | SaveVolume | Schedule | Suspend) -> None:
         reply: Reply[dict[str, Any] | Refused | Unavailable] = Reply()
         await self._inlets[1].send(Control(command, CONFIG, reply))
         answer = await reply.get()

@@ -31,6 +31,8 @@ from events.message import (
     RetentionPassed,
 )
 from events.report import BatchFetched, ResultsReported
+from events.rules import RULES_MAX
+from events.schedule import RuleRemoved, RuleSaved
 from events.volume import VolumeRemoved
 
 from .erasing import kept
@@ -39,6 +41,7 @@ from .views.accounts import AccountRow
 from .views.dispatch import ACTIVE, ONLY
 from .views.messages import PUT_OFF, REACHED, RETRIABLE, MessageRow
 from .views.reports import REPORTED
+from .views.rules import NO_RULES
 
 NO_ACCOUNT = Refusal("no such account")
 NO_VOLUME = Refusal("no such volume")
@@ -58,6 +61,8 @@ ACCOUNT_EXISTS = Refusal("account exists")
 NOT_PUT_OFF = Refusal("not put off")
 CONTENT_ERASED = Refusal("content erased")
 CONTENT_NEEDED = Refusal("content needed")
+NO_RULE = Refusal("no such rule")
+TOO_MANY_RULES = Refusal("too many rules")
 
 _KNOWN_IDS = "select id, number from ids where id in (select value from json_each(?))"
 """The numbers of these ids, of those that the log knows."""
@@ -314,6 +319,15 @@ class Judge:
         assert isinstance(draft.fact, RetentionPassed)
         return None if draft.fact.before <= self._reported_up_to() + 1 else UNREPORTED
 
+    def _rule(self, draft: Draft) -> Refusal | None:
+        """A new rule needs room; of any other, it must be there."""
+        fact = draft.fact
+        assert isinstance(fact, RuleSaved | RuleRemoved)
+        known = (self._folding.row("rules", ONLY) or NO_RULES).all()
+        if isinstance(fact, RuleSaved) and fact.rule == OWN:
+            return TOO_MANY_RULES if len(known) >= RULES_MAX else None
+        return None if any(rule.id == fact.rule for rule in known) else NO_RULE
+
 
 def _all_retriable(row: MessageRow, recipients: Sequence[int]) -> bool:
     states = row.states()
@@ -338,6 +352,8 @@ _RULES: dict[type[Fact], Rule] = {
     AccountPaused: Judge._paused,
     AccountResumed: Judge._paused,
     AccountThrottled: Judge._throttled,
+    RuleSaved: Judge._rule,
+    RuleRemoved: Judge._rule,
     BatchFetched: Judge._fetched,
     ResultsReported: Judge._reported,
     RetentionPassed: Judge._retention,

@@ -18,7 +18,8 @@ from .views.counts import DAY_S, MINUTE_US, counts_against_limits
 from .views.dispatch import ACTIVE, DispatchRow
 from .views.messages import ALL_OF, MESSAGES, MessageRow, decode_states
 from .views.rows import View
-from .worklists import clock_row
+from .views.rules import NO_RULES, RulesRow
+from .worklists import clock_row, rules_row
 
 LAST_SEQ = "select coalesce(max(seq), 0) from log"
 
@@ -79,6 +80,7 @@ class UnitState(Struct, frozen=True):
     relays: tuple[RelayRow, ...]
     dispatch: DispatchRow
     waiting: frozenset[int]
+    rules: RulesRow = NO_RULES
 
 
 def last_seq(connection: sqlite3.Connection) -> int:
@@ -140,6 +142,7 @@ def unit_state(connection: sqlite3.Connection) -> UnitState:
         relays=tuple(_all(connection, RELAYS)),
         dispatch=dispatch[0] if dispatch else ACTIVE,
         waiting=frozenset(account for (account,) in connection.execute(WAITING_ACCOUNTS)),
+        rules=rules_row(connection) or NO_RULES,
     )
 
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from events.fact import Entry
 from events.lifecycle import OPEN
 from events.message import MessageAccepted, MessageRejected
+from events.rules import Rule
 from events.values import Status
 from events.wire import decode_row
 
@@ -28,6 +29,7 @@ from .views.accounts import AccountRow, RelayRow
 from .views.counts import DAY_MINUTES, HOUR_MINUTES, MINUTE_US, ResultRow
 from .views.dispatch import ACTIVE, DispatchRow
 from .views.messages import MESSAGES, MessageRow
+from .views.rules import RulesRow
 from .views.volumes import VolumeRow
 
 Connection = sqlite3.Connection
@@ -66,11 +68,13 @@ class Page(Struct, Generic[Row], frozen=True):
 
 
 class Surroundings(Struct, frozen=True):
-    """What decides beside a message's own row whether it may go: accounts by number, relays by key, dispatch."""
+    """What decides beside a message's own row whether it may go: accounts by number, relays by key, dispatch,
+    rules."""
 
     accounts: Mapping[int, AccountRow]
     relays: Mapping[str, RelayRow]
     dispatch: DispatchRow
+    rules: tuple[Rule, ...] = ()
 
     def relay_of(self, account: AccountRow) -> RelayRow | None:
         return self.relays.get(account.relay)
@@ -383,14 +387,21 @@ def sealed_volumes(connection: sqlite3.Connection, names: Iterable[str]) -> dict
 
 
 def surroundings(connection: sqlite3.Connection) -> Surroundings:
-    """All accounts, the relays that cannot be reached, and whether dispatch is active."""
+    """All accounts, the relays that cannot be reached, whether dispatch is active, and the rules."""
     relays = [RelayRow(*columns) for columns in connection.execute(sql.RELAYS)]
     dispatch = connection.execute(sql.DISPATCH).fetchone()
     return Surroundings(
         {row.number: row for row in accounts(connection)},
         {row.key: row for row in relays},
         DispatchRow(*dispatch) if dispatch else ACTIVE,
+        rules(connection),
     )
+
+
+def rules(connection: sqlite3.Connection) -> tuple[Rule, ...]:
+    """Every rule there is, by id."""
+    found = connection.execute(sql.RULES).fetchone()
+    return RulesRow(*found).all() if found else ()
 
 
 # Counts

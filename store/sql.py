@@ -2,7 +2,7 @@
 
 No statement here scans a table that grows with the mail: each is a range or a look-up of a key or an index, and
 tests/store/test_query_plans.py asks SQLite itself. What is read whole is declared there: accounts, relays, open
-attempts, the only row of dispatch.
+attempts, the only rows of dispatch and rules.
 
 Where a filter has no index, the statement looks at a bounded stretch of rows, and the reading says where the next
 stretch begins: a page may come back short, or empty, and still have a next one. A stretch is a co-routine that
@@ -15,6 +15,7 @@ from .views.accounts import AccountRow, RelayRow
 from .views.counts import ResultRow
 from .views.dispatch import DispatchRow
 from .views.messages import MessageRow
+from .views.rules import RulesRow
 from .views.volumes import VolumeRow
 
 
@@ -158,6 +159,9 @@ RELAYS = f"select {columns(RelayRow, 'relays')} from relays"
 
 DISPATCH = f"select {columns(DispatchRow, 'dispatch')} from dispatch"
 """The one row that says whether attempts may start."""
+
+RULES = f"select {columns(RulesRow, 'rules')} from rules"
+"""The one row of all rules."""
 
 TOTALS = "select state, sum(n) from totals group by state"
 """How many messages are in each state: a row an account and state is read, not a row a message."""

@@ -18,6 +18,7 @@ from .views.counts import ResultRow
 from .views.dispatch import ACTIVE, DispatchRow
 from .views.messages import MessageRow, decode_states
 from .views.reports import REPORTED
+from .views.rules import RulesRow
 
 STEP = 1_000
 """Rows a step: one commit of so many facts takes some 15 ms, and attempts go between two of them."""
@@ -27,6 +28,8 @@ ACCOUNT_NAMES = "select number, id from accounts where number in (select value f
 DISPATCH_ROW = f"select {columns(DispatchRow, 'dispatch')} from dispatch"
 
 CLOCK_ROW = f"select {columns(ClockRow, 'clock')} from clock"
+
+RULES_ROW = f"select {columns(RulesRow, 'rules')} from rules"
 
 MESSAGES_BY_NUMBER = (
     f"select {columns(MessageRow, 'messages')} from messages where number in (select value from json_each(?))"
@@ -90,6 +93,12 @@ def dispatch_row(connection: sqlite3.Connection) -> DispatchRow:
 def clock_row(connection: sqlite3.Connection) -> ClockRow:
     found = connection.execute(CLOCK_ROW).fetchone()
     return ClockRow(*found) if found else BELIEVED
+
+
+def rules_row(connection: sqlite3.Connection) -> RulesRow | None:
+    """The row of all rules; None where the log has never known one."""
+    found = connection.execute(RULES_ROW).fetchone()
+    return RulesRow(*found) if found else None
 
 
 def asked_messages(connection: sqlite3.Connection, ids: Sequence[str]) -> tuple[dict[str, MessageRow], frozenset[int]]:

@@ -9,6 +9,7 @@ from .dispatch import DISPATCH
 from .messages import MESSAGES
 from .reports import CURSORS, REPORTED_AT, TOKENS
 from .rows import View
+from .rules import RULES
 from .volumes import VOLUMES
 
 ROW_VIEWS: tuple[View[Any], ...] = (
@@ -17,6 +18,7 @@ ROW_VIEWS: tuple[View[Any], ...] = (
     ACCOUNTS,
     RELAYS,
     DISPATCH,
+    RULES,
     CLOCK,
     CURSORS,
     REPORTED_AT,
@@ -35,6 +37,7 @@ __all__ = [
     "RELAYS",
     "REPORTED_AT",
     "ROW_VIEWS",
+    "RULES",
     "TOKENS",
     "VOLUMES",
 ]

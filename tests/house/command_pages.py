@@ -19,7 +19,7 @@ Every command answers `--help`. Exit codes are 0, 1 (the answer is no: one line 
 the fields; with `--json` what the HTTP API answers, and for `log` JSON Lines that carry the stored data and the
 commits' hashes.
 
-Commands that look (`log`, `show`, `pending`, `deferred`, `held`, `results`, `accounts`, `verify`, `at`,
+Commands that look (`log`, `show`, `pending`, `deferred`, `held`, `results`, `accounts`, `rules`, `verify`, `at`,
 `rebuild --check`) read the file itself, of a running or a stopped service, and change nothing. `--db FILE` names it, or
 `--config FILE` the configuration that does; without both, `config.ini` of this folder counts, else the defaults.
 `send`, `tail`, `health`, `resolve`, `bulk`, `cleanup`, `status`, `suspend` and `activate` speak to the running service,

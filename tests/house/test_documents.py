@@ -28,7 +28,7 @@ README = ROOT / "README.md"
 
 NAMED_FILE = re.compile(r"`([\w./-]+\.py)(?::\w+)?`")
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
-ROUTE = re.compile(r"\b(GET|POST|DELETE) (/[\w/{}.-]+)")
+ROUTE = re.compile(r"\b(GET|POST|PATCH|DELETE) (/[\w/{}.-]+)")
 TARGET = re.compile(r"\bmake ([a-z.]+)")
 METRIC = re.compile(r"\b(?:asyncmail|letterbook)_[a-z_]+")
 FACT = re.compile(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from events.payloads import Rule
 from letterbook.config import Config, ConfigError, is_loopback, load
 from letterbook.config_keys import KEYS
 
@@ -49,6 +50,8 @@ def test_an_empty_value_counts_as_not_set(tmp_path):
         ("logging", "level", "Warning", "warning"),
         ("scheduler", "timezone", "Europe/Rome", "Europe/Rome"),
         ("scheduler", "active", "off", False),
+        ("scheduler", "rules", '[{"interval_minutes": 15}]', (Rule(15),)),
+        ("scheduler", "rules", '[{"days": [0],\n  "interval_minutes": 1}]', (Rule(1, days=(0,)),)),
         ("smtp", "use_tls", "YES", True),
         ("smtp", "use_tls", "0", False),
         ("smtp", "use_tls", "", None),
@@ -80,6 +83,10 @@ def test_each_kind_of_value_is_read(tmp_path, section, key, text, value):
         ("delivery", "default_priority", "4"),
         ("delivery", "in_doubt", "maybe"),
         ("scheduler", "active", "maybe"),
+        ("scheduler", "rules", "[{}]"),
+        ("scheduler", "rules", "8 to 18"),
+        ("scheduler", "rules", '[{"interval_minutes": 15, "start_hour": 9, "end_hour": 8}]'),
+        ("scheduler", "rules", '[{"interval_minutes": 15, "pause": 1}]'),
         ("scheduler", "timezone", "Europe/Atlantis"),
         ("scheduler", "timezone", "../../etc/passwd"),
         ("scheduler", "timezone", "Europe"),

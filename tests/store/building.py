@@ -10,6 +10,7 @@ from events.account import AccountSaved
 from events.attempt import AttemptEnded, AttemptStarted
 from events.fact import OWN, Draft
 from events.message import MessageAccepted
+from events.schedule import RuleSaved
 from events.values import Outcome
 from store.beside import Beside, LetterRow
 from store.schema import migrate
@@ -57,6 +58,11 @@ def accepted(name: str, account: int = 1, *, due_us: int = 0, recipients: int = 
         id=name, priority=priority, due_us=due_us, expires_us=2 * T0_US, size=10, recipients=digests, letter="d" * 16
     )
     return Draft(fact, message=OWN, account=account)
+
+
+def rule_saved(**fields) -> Draft:
+    given = {"name": "r", "enabled": True, "priority": 0, "days": (0, 1), "start_hour": 8, "end_hour": 18}
+    return Draft(RuleSaved(**given | {"cross_midnight": False, "interval_minutes": 30} | fields))
 
 
 def letter(text: str) -> LetterRow:

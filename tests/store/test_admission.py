@@ -19,12 +19,13 @@ from events.message import (
     RetentionPassed,
 )
 from events.report import BatchFetched, ResultsReported
-from events.schedule import DispatchActivated, DispatchSuspended
+from events.rules import RULES_MAX
+from events.schedule import DispatchActivated, DispatchSuspended, RuleRemoved
 from events.volume import VolumeRemoved, VolumeSaved
 from store.admission import _RULES
 from store.writer import Declined
 
-from .building import T0_US, accepted, account_saved, letter
+from .building import T0_US, accepted, account_saved, letter, rule_saved
 from .telling import Story, end, revise, start, story
 
 Telling = Callable[[Story], Draft]
@@ -233,6 +234,44 @@ def an_attempt_of_a_removed_account(s):
     number = s.given(accepted("a"))
     s.given(about(AccountRemoved()))
     return start(number)
+
+
+@case(None)
+def a_new_rule(s):
+    return rule_saved()
+
+
+@case("too many rules")
+def one_rule_too_many(s):
+    for _ in range(RULES_MAX):
+        s.given(rule_saved())
+    return rule_saved()
+
+
+@case(None)
+def a_rule_that_changes(s):
+    return rule_saved(rule=s.given(rule_saved()))
+
+
+@case("no such rule")
+def a_rule_that_changes_after_it_was_removed(s):
+    number = s.given(rule_saved())
+    s.given(Draft(RuleRemoved(rule=number)))
+    return rule_saved(rule=number)
+
+
+@case("no such rule")
+def a_rule_that_is_removed_twice(s):
+    number = s.given(rule_saved())
+    s.given(Draft(RuleRemoved(rule=number)))
+    return Draft(RuleRemoved(rule=number))
+
+
+@case(None)
+def a_rule_in_the_place_of_one_too_many(s):
+    numbers = [s.given(rule_saved()) for _ in range(RULES_MAX)]
+    s.given(Draft(RuleRemoved(rule=numbers[0])))
+    return rule_saved()
 
 
 @case("suspended")

@@ -101,7 +101,7 @@ def test_a_random_history_conserves_mails_nobody_again_and_keeps_time(seed):
 def test_walks_see_all_there_is():
     """The walker is worth what it meets: every kind of fact about a message, and nearly every refusal."""
     kinds, reasons = set(), set()
-    for seed in range(20):
+    for seed in range(30):
         with database() as connection:
             walker = Walker(connection, random.Random(seed))
             walker.walk(80)

@@ -27,6 +27,7 @@ MAY_SCAN = {
     "RELAYS": {"relays"},
     "VOLUMES": {"volumes"},
     "DISPATCH": {"dispatch"},
+    "RULES": {"rules"},
     "IN_FLIGHT": {"a"},
     "TOTALS": {"totals"},
     "WAITING_BY_ACCOUNT": {"totals"},

@@ -15,13 +15,14 @@ from events.message import (
     MessageRevised,
     MessageWithdrawn,
 )
-from events.schedule import DispatchActivated, DispatchSuspended
+from events.schedule import DispatchActivated, DispatchSuspended, RuleRemoved
 from events.values import Outcome
 from store.folding import _MOVED
 from store.views import MESSAGES, RELAYS
 from store.views.counts import DAY_S
+from store.views.rules import RulesRow
 
-from .building import T0_US, accepted, account_saved, letter
+from .building import T0_US, accepted, account_saved, letter, rule_saved
 from .random_facts import LOGS
 from .telling import Story, end, revise, start, story
 
@@ -306,6 +307,21 @@ def test_a_relay_that_is_reached_has_no_row():
     assert RELAYS.keys(Entry(1, 10, None, None, down)) == RELAYS.keys(Entry(2, 11, None, None, up)) == (key,)
     assert RELAYS.evolve(first, Entry(2, 20, None, None, down)).since_us == 10
     assert RELAYS.evolve(first, Entry(2, 20, None, None, up)) is None
+
+
+def test_a_rule_is_known_by_its_first_fact_and_the_row_stays_when_all_are_gone():
+    with story() as s:
+
+        def rules() -> list[tuple[int, str]]:
+            ((text,),) = s.connection.execute("select rules from rules")
+            return [(rule.id, rule.name) for rule in RulesRow(0, text).all()]
+
+        first, second = s.given(rule_saved(name="a")), s.given(rule_saved(name="b"))
+        s.given(rule_saved(rule=first, name="c"))
+        assert rules() == [(first, "c"), (second, "b")]
+        s.given(Draft(RuleRemoved(rule=first)))
+        s.given(Draft(RuleRemoved(rule=second)))
+        assert rules() == []
 
 
 def test_a_restored_backup_stays_restored_until_it_is_activated():

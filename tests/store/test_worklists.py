@@ -44,6 +44,7 @@ MAY_SCAN = {
     "LIVING_ACCOUNTS": {"accounts"},
     "DISPATCH_ROW": {"dispatch"},
     "CLOCK_ROW": {"clock"},
+    "RULES_ROW": {"rules"},
     "ORPHANED_ACCOUNTS": {"totals", "accounts"},
     "REPORTED_FIRST": {"reported"},
 }

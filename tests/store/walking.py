@@ -32,13 +32,14 @@ from events.message import (
     RetentionPassed,
 )
 from events.report import BatchFetched, ResultsReported
-from events.schedule import DispatchActivated, DispatchSuspended
+from events.schedule import DispatchActivated, DispatchSuspended, RuleRemoved
 from events.values import Outcome
 from store.beside import LetterRow
-from store.views.messages import RETRIABLE, MessageRow
+from store.views.messages import PUT_OFF, RETRIABLE, MessageRow
+from store.views.rules import RulesRow
 from store.writer import Request, Writer
 
-from .building import T0_US, account_saved
+from .building import T0_US, account_saved, rule_saved
 from .telling import revise, start
 
 IDS = tuple(f"m{index}" for index in range(12))
@@ -59,6 +60,8 @@ class Walker:
         self.log: list[Entry] = []
         self._seen: dict[int, MessageRow] = {}
         self._tokens = 0
+        # Of its own: what meets what in a walk without rules took some tuning.
+        self._rules = random.Random(0)
 
     def _tick(self) -> int:
         # Now and then the clock is set back, and now and then nothing happens for a day.
@@ -142,7 +145,10 @@ class Walker:
         return self._about(MessageRequeued(due_us=self._due_us(), expires_us=2 * T0_US))
 
     def _expedite(self) -> Draft:
-        return self._about(MessageExpedited(due_us=self.now_us))
+        later = [row for row in self._seen.values() if row.due_cause in PUT_OFF and row.due_us > self.now_us]
+        row = self.chance.choice(later) if later else self._row()
+        fact = MessageExpedited(due_us=self.now_us)
+        return Draft(fact, message=row.number if row else 99, account=row.account if row else None)
 
     def _erase(self) -> Draft:
         rows = self.chance.sample(list(self._seen.values()), min(len(self._seen), 2))
@@ -182,7 +188,7 @@ class Walker:
         outcomes = tuple(Outcome(int(index), self.chance.choice(statuses), 250) for index in recipients.split())
         kind = self.chance.choice((AttemptEnded, AttemptEnded, AttemptInterrupted))
         then = self._then(message, outcomes)
-        due_us = self._due_us() if then == "due" else None
+        due_us = self.chance.choice((self._due_us(), self.now_us + 9_000 * MINUTE_US)) if then == "due" else None
         due_cause = self.chance.choice(("retry", "relay", "more")) if then == "due" else None
         fact = kind(attempt=attempt, outcomes=outcomes, next=then, due_us=due_us, due_cause=due_cause)
         return Draft(fact, message=message, account=account)
@@ -207,7 +213,15 @@ class Walker:
         return Draft(fact, account=number)
 
     def _dispatch(self) -> Draft:
-        return Draft(self.chance.choice((DispatchSuspended(), DispatchActivated(), DispatchActivated())))
+        fact = self.chance.choice((DispatchSuspended(), DispatchActivated(), DispatchActivated()))
+        return self._rule() if self._rules.random() < 0.5 else Draft(fact)
+
+    def _rule(self) -> Draft:
+        known = self.connection.execute("select rules from rules").fetchone()
+        numbers = [0, *(rule.id for rule in RulesRow(0, *known).all())] if known else [0]
+        number = self._rules.choice([*numbers, 99])
+        removed = number and self._rules.random() < 0.5
+        return Draft(RuleRemoved(rule=number)) if removed else rule_saved(rule=number, name=self._rules.choice("ab"))
 
     def _relay(self) -> Draft:
         host = {"host": self.chance.choice(("r", "R", "q")), "port": 25, "credentials": "c"}
