@@ -199,7 +199,7 @@ def _kind(schema: Schema) -> str:
         return f"<code>{escape(json.dumps(schema['const']))}</code>"
     for key, between in (("anyOf", " or "), ("allOf", " with ")):
         if key in schema:
-            kinds = dict.fromkeys(_kind(each) for each in schema[key] if each.keys() != {"required"})
+            kinds = dict.fromkeys(_kind(each) for each in schema[key] if each not in _UNSAID and "required" not in each)
             return between.join(kinds) + "".join(_more(schema))
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}"
@@ -208,14 +208,15 @@ def _kind(schema: Schema) -> str:
     return escape(schema.get("type", "anything")) + of + "".join(_more(schema))
 
 
-_BOUNDS = {"minimum": "from", "maximum": "to", "minLength": "characters from", "maxLength": "characters to"}
+_UNSAID = ({"type": "null"},)
+"""Null means absent in every body, and the page says so once."""
 
 
 def _more(schema: Schema) -> Iterator[str]:
     """Its bounds and its default."""
-    for key, word in _BOUNDS.items():
-        if key in schema:
-            yield f", {word} {schema[key]:,}"
+    for least, most, unit in (("minimum", "maximum", ""), ("minLength", "maxLength", " characters")):
+        if most in schema:
+            yield f", {schema.get(least, 0):,} to {schema[most]:,}{unit}"
     if schema.get("default") is not None:
         yield f", else <code>{escape(json.dumps(schema['default']))}</code>"
 

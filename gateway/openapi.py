@@ -24,6 +24,7 @@ from .commands import COMMANDS, MAY_BE_MISSING, Command
 from .errors import JSON
 from .metrics import CONTENT_TYPE as TEXT
 from .settings import LIST_LIMIT_MAX
+from .writing import ID_CHARACTERS_MAX
 
 Schema = dict[str, Any]
 
@@ -283,8 +284,8 @@ def _beside_lines(command: Command) -> Iterator[Schema]:
         yield {
             "name": "default_priority",
             "in": "query",
-            "description": f"Beside {NDJSON}: as in the body.",
-            "schema": {"type": "string", "enum": [*PRIORITY_LABELS, "0", "1", "2", "3"]},
+            "description": f"Beside {NDJSON}: {', '.join(PRIORITY_LABELS)}, or a number.",
+            "schema": {"type": "string"},
         }
 
 
@@ -293,8 +294,8 @@ def _headers(command: Command) -> Iterator[Schema]:
         yield {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "Stands for the message's `id` where it has none: a UUID, 200 printable characters at most.",
-            "schema": {"type": "string", "maxLength": 200, "pattern": "^[!-~]+$"},
+            "description": "Stands for the message's `id` where it has none; printable.",
+            "schema": {"type": "string", "maxLength": ID_CHARACTERS_MAX},
         }
 
 

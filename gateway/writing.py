@@ -205,13 +205,14 @@ _decode_id = msgspec.json.Decoder(str | None).decode
 def _single(door: Door, call: Call) -> tuple[bytes, str]:
     """The message with its id: the one it has, else the Idempotency-Key, else a new one."""
     fields: dict[str, Raw] = call.payload
+    key = _key(call.idempotency_key)
     given = fields.get("id")
     if given is not None and bytes(given) != b"null":
         try:
             return msgspec.json.encode(fields), _decode_id(given) or ""
         except (msgspec.DecodeError, UnicodeDecodeError):
             return msgspec.json.encode(fields), ""  # ingest names the fault
-    message_id = _key(call.idempotency_key) or door.entropy(GENERATED_ID_BYTES).hex()
+    message_id = key or door.entropy(GENERATED_ID_BYTES).hex()
     return msgspec.json.encode({**fields, "id": Raw(_encode_id(message_id))}), message_id
 
 

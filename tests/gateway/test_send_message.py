@@ -186,3 +186,11 @@ async def test_at_the_stop_those_who_wait_are_told_what_is_known(tmp_path):
 
         answer = await sending(service, client, stop)
         assert answer.status_code == 202 and answer.json()["status"] == "pending"
+
+
+async def test_a_bad_idempotency_key_is_refused_whether_it_is_needed_or_not(tmp_path):
+    async with running(tmp_path) as service, service.client() as client:
+        for message in ({}, {"id": "has-its-own"}):
+            answer = await client.post("/commands/send-message", json=message, headers={"Idempotency-Key": "x" * 201})
+            assert answer.status_code == 400 and "Idempotency-Key" in answer.json()["error"]
+        assert service.submitted == []
