@@ -65,6 +65,7 @@ than those of a route is a 405. A fault within a message is that message's rejec
 
 **Bodies.** null means absent, everywhere. An unknown field of a message is ignored, and so are those of `run-now`,
 `suspend`, `activate` and `events/ticket`; an unknown field of any other body is a 400. Unknown parameters are ignored.
+A whole number is written without a fraction: `7`, not `7.0`.
 
 **Times** are Unix seconds (integers, UTC). Names that end in `_at`, and `timestamp`, are ISO 8601; names that end in
 `_us` are microseconds. A field that is null is left out of answers.
