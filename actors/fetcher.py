@@ -6,10 +6,11 @@ such a batch was given to us once and nowhere else says so.
 
 An outage costs nothing but time: it waits longer each time, five minutes at most. What is no batch of messages is one
 line in the log and a wait, never a crash; and an upstream that offers the same batch again right after its token was
-echoed is waited for too, for asking again at once would never end.
+echoed is waited for too, for asking again at once would never end. In test mode it waits to be rung.
 """
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from events.commands import Decision, Dropped, Reply, Submission
 from store.secrets import Secrets
 
 from .bell import Bell
-from .upstream import Answered, Trouble, back_off_s, call, shown
+from .upstream import Answered, Line, Trouble, back_off_s, call, shown
 
 logger = logging.getLogger("letterbook.fetcher")
 
@@ -112,7 +113,9 @@ class Fetcher:
         *,
         interval_s: float,
         batch_max: int = 1_000,
+        test_mode: bool = False,
         bell: Bell | None = None,
+        line: Line | None = None,
         accepting: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
@@ -122,25 +125,38 @@ class Fetcher:
         self._chance = chance
         self._interval_s = interval_s
         self._batch_max = batch_max
+        self._test_mode = test_mode
         self.bell = bell or Bell()
+        self._line = line or Line()
+        self._failing = False
         self._accepting = accepting
 
     async def run(self) -> None:
         """Fetch until cancelled, or until ingest takes nothing any more."""
         state = State()
+        if self._test_mode:
+            await self.bell.wait()
         while True:
             try:
                 outcome = await self.fetch(state.token)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return
             state, wait_s = follow_up(state, outcome, self._interval_s, self._chance)
-            if state.failures:
+            self._failing = state.failures > 0
+            if self._failing:
                 text = outcome.text if isinstance(outcome, Trouble) else "it offers again what it was told is stored"
-                logger.warning("%s: %s; next try in %.0f s", shown(self._url), text, wait_s)
-            until = trio.current_time() + wait_s
+                self._line.trouble(self._url, text, wait_s)
+            else:
+                self._line.fine(self._url)
+            until = math.inf if self._test_mode and wait_s else trio.current_time() + wait_s
             await self.bell.wait(until)
             if state.failures and trio.current_time() < until:
                 state = State(state.token)
+
+    def mail_waits(self) -> None:
+        """The upstream has said so: fetch at once, unless it is being left alone for a while."""
+        if not self._failing:
+            self.bell.ring()
 
     async def fetch(self, token: str | None) -> Fetched | Trouble:
         """One request, with the token of the batch before, and everything it brought stored."""

@@ -8,10 +8,13 @@ It follows the log from the cursor, and looks up what a fact does not hold: ids,
 An outage of days loses nothing. An event that the upstream itself refuses, whatever else it takes, is given up after
 GIVEN_UP_S, for everything behind it waits.
 
+In test mode it waits to be rung, and then tells what there is.
+
 Without an upstream a result counts as reported when it is final, and `count_as_reported` moves the cursor.
 """
 
 import logging
+import math
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -34,7 +37,7 @@ from store.views.messages import RecipientState
 from store.worklists import Reportable, reportable, reported_up_to
 
 from .bell import Bell
-from .upstream import Trouble, back_off_s, call, shown
+from .upstream import Line, Trouble, back_off_s, call, shown
 
 logger = logging.getLogger("letterbook.reporter")
 
@@ -183,7 +186,9 @@ class Reporter:
         url: str,
         chance: random.Random,
         *,
+        test_mode: bool = False,
         bell: Bell | None = None,
+        line: Line | None = None,
         given_up_s: float = GIVEN_UP_S,
     ) -> None:
         self._store = store
@@ -191,7 +196,10 @@ class Reporter:
         self._url = f"{url.rstrip('/')}/delivery-report"
         self._chance = chance
         self._given_up_s = given_up_s
+        self._test_mode = test_mode
         self.bell = bell or Bell()
+        self._line = line or Line()
+        self._let_go = 0
 
     async def run(self) -> None:
         """Follow the log from the cursor, and tell what there is to tell, until the log ends."""
@@ -214,8 +222,15 @@ class Reporter:
         for entry in past:
             event = event_of(entry, found)
             if event is not None:
+                await self._leave(entry.seq)
                 await self._tell(event)
             cursor.passed(entry.seq, int(event is not None and event["status"] != "deferred"))
+
+    async def _leave(self, seq: int) -> None:
+        """In test mode each ring lets go what was there when it rang."""
+        while self._test_mode and seq > self._let_go:
+            await self.bell.wait()
+            self._let_go = self._store.last_seq
 
     async def _look_up(self, entries: Sequence[Entry]) -> Reportable:
         put_off = [entry for entry in entries if deferred_until_us(entry) is not None]
@@ -231,13 +246,16 @@ class Reporter:
         while True:
             answer = await call(self._client, "POST", self._url, content=content, body_bytes_max=ANSWER_BYTES_MAX)
             if not isinstance(answer, Trouble):
+                self._line.fine(self._url)
                 return
             if answer.status in REFUSING and trio.current_time() - began > self._given_up_s:
+                self._line.given_up += 1
                 logger.error("%s: the event of %s is given up: %s", shown(self._url), event["id"], answer.text)
                 return
             failures += 1
-            until = trio.current_time() + back_off_s(failures, self._chance)
-            logger.warning("%s: %s; next try in %.0f s", shown(self._url), answer.text, until - trio.current_time())
+            wait_s = back_off_s(failures, self._chance)
+            self._line.trouble(self._url, answer.text, wait_s)
+            until = math.inf if self._test_mode else trio.current_time() + wait_s
             await self.bell.wait(until)
             if trio.current_time() < until:
                 failures = 0

@@ -3,12 +3,17 @@
 Trouble is a value. Nothing here follows a redirect, waits without end, or reads more than it was told to.
 """
 
+import base64
+import logging
 import random
+from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import trio
 from msgspec import Struct
+
+logger = logging.getLogger("letterbook.upstream")
 
 CALL_S_MAX = 120.0
 """The whole of a call, its body included: a peer that drips a byte now and then must not hold us for ever."""
@@ -20,6 +25,9 @@ BACK_OFF_S_MAX = 300.0
 BACK_OFF_S_FIRST = 1.0
 JITTER = 0.2
 """Up to a fifth less than the full wait, so that many services do not come back in step."""
+
+LINE_EVERY_S = 3_600.0
+"""Trouble that goes on is said once an hour: an operator who looks later finds it, and no file is filled."""
 
 
 class Answered(Struct, frozen=True):
@@ -44,11 +52,12 @@ async def call(
     body_bytes_max: int,
     params: dict[str, str] | None = None,
     content: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Answered | Trouble:
     """One request and at most `body_bytes_max` of its answer."""
-    headers = {"accept-encoding": "identity"}
+    sent = {"accept-encoding": "identity", **(headers or {})}
     if content is not None:
-        headers["content-type"] = "application/json"
+        sent["content-type"] = "application/json"
     with trio.move_on_after(CALL_S_MAX):
         try:
             async with client.stream(
@@ -56,7 +65,7 @@ async def call(
                 url,
                 params=params,
                 content=content,
-                headers=headers,
+                headers=sent,
                 timeout=SILENCE_S_MAX,
                 follow_redirects=False,
             ) as response:
@@ -86,6 +95,40 @@ def back_off_s(failures: int, chance: random.Random) -> float:
     """How long to wait after so many failures in a row: twice as long each time, five minutes at most."""
     full = min(BACK_OFF_S_MAX, BACK_OFF_S_FIRST * 2.0 ** min(failures - 1, 20))
     return full * (1 - JITTER * chance.random())
+
+
+def credentials(token: str, user: str | None, password: str) -> dict[str, str]:
+    """The header that shows who calls: a bearer where there is a token, else basic (RFC 7617), else none."""
+    if token:
+        return {"authorization": f"Bearer {token}"}
+    if user:
+        return {"authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+    return {}
+
+
+class Line:
+    """What an operator hears of one kind of call: a line when trouble begins or becomes another, one an hour while it
+    lasts, and one when it is over. `failing` and `given_up` are for the metrics."""
+
+    def __init__(self) -> None:
+        self.failing = False
+        self.given_up = 0
+        self._said = ""
+        self._say_at = 0.0
+
+    def trouble(self, url: str, text: str, wait_s: float) -> None:
+        """A call came to nothing."""
+        now = trio.current_time()
+        if not self.failing or text != self._said or now >= self._say_at:
+            logger.warning("%s: %s; next try in %.0f s", shown(url), text, wait_s)
+            self._said, self._say_at = text, now + LINE_EVERY_S
+        self.failing = True
+
+    def fine(self, url: str) -> None:
+        """A call was answered as it should be."""
+        if self.failing:
+            logger.info("%s answers again", shown(url))
+        self.failing = False
 
 
 def shown(url: str) -> str:

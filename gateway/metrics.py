@@ -41,6 +41,8 @@ LABELLED: dict[str, tuple[str, str]] = {
     "relay_unreachable": ("account_id", "1 while the account's relay cannot be reached, else absent"),
     "account_paused": ("account_id", "1 while the account is paused, else absent"),
     "account_throttled": ("account_id", "1 while a limit of the account is used up, else absent"),
+    "upstream_trouble": ("call", "1 while this call to the upstream fails, else absent"),
+    "reports_given_up_total": ("", "Reports that the upstream has refused for so long that they are given up"),
     "log_lines_total": ("level", "Lines that the service has written on standard error"),
     "log_lines_dropped_total": ("", "Lines that nobody took from standard error"),
     "info": ("version", "1, and the release that runs"),

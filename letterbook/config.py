@@ -213,6 +213,7 @@ def _check_together(config: Config) -> None:
             f"[server] body_memory_mb = {server.body_memory_mb} is less than one body: "
             f"write at least max_body_mb, which is {server.max_body_mb}"
         )
+    _check_client(config)
     if storage.key_file == storage.db_path:
         raise ConfigError(f"[storage] key_file = {storage.key_file} is also db_path: write another path for the key")
     if smtp.user and not smtp.host:
@@ -221,3 +222,15 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"[smtp] auth is {smtp.auth} and user is empty: write the name to log in with")
     if smtp.password and not smtp.user:
         raise ConfigError("[smtp] password is set and user is empty: write the name to log in with")
+
+
+def _check_client(config: Config) -> None:
+    client = config.client
+    if client.client_sync_url and client.proxy_sync_url:
+        raise ConfigError(
+            "[client] client_sync_url and proxy_sync_url are both set, and each would report every result: empty one"
+        )
+    if client.client_sync_password and not client.client_sync_user:
+        raise ConfigError("[client] client_sync_password is set and client_sync_user is empty: write the name to show")
+    if not client.client_sync_token.isascii():
+        raise ConfigError("[client] client_sync_token cannot stand in a header: write one of ASCII characters")

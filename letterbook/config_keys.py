@@ -15,6 +15,7 @@ from events import payloads
 
 from .config_kinds import (
     DELAYS,
+    ENDPOINT,
     HOST,
     PATH,
     PRIORITY,
@@ -52,6 +53,9 @@ class Server(Struct, frozen=True):
     api_token: Annotated[Secret, Key(SECRET, "Token that clients show; empty: everyone on this machine may call.")] = (
         Secret("")
     )
+    sync_token: Annotated[
+        Secret, Key(SECRET, "Token that an upstream shows in POST /commands/proxy-sync; empty: none may call it.")
+    ] = Secret("")
     max_body_mb: Annotated[int, Key(whole(1), "Largest body of one request, in MB.")] = 64
     body_memory_mb: Annotated[int, Key(whole(1), "All bodies together that are in memory at one time, in MB.")] = 256
     drain_seconds: Annotated[
@@ -111,6 +115,19 @@ class Fetch(Struct, frozen=True):
     interval_seconds: Annotated[float, Key(seconds(0.1), "Time between two fetches.")] = 60.0
 
 
+class Client(Struct, frozen=True):
+    """The upstream that results are reported to in batches, or that mail and results are exchanged with."""
+
+    client_sync_url: Annotated[str | None, Key(ENDPOINT, "Address that results are posted to, many at a time.")] = None
+    client_sync_user: Annotated[str | None, Key(TEXT, "Name to show there and at proxy_sync_url.")] = None
+    client_sync_password: Annotated[Secret, Key(SECRET, "Password to show with it.")] = Secret("")
+    client_sync_token: Annotated[Secret, Key(SECRET, "Bearer token to show instead of name and password.")] = Secret("")
+    proxy_sync_url: Annotated[
+        str | None, Key(ENDPOINT, "Address that mail and results are exchanged with; not beside client_sync_url.")
+    ] = None
+    batch: Annotated[int, Key(whole(1, 10_000), "Results in one request, at most.")] = 1000
+
+
 class Scheduler(Struct, frozen=True):
     """When dispatch happens."""
 
@@ -144,6 +161,9 @@ class Delivery(Struct, frozen=True):
     send_wait_seconds: Annotated[float, Key(SECONDS, "How long send-message waits for the first outcome.")] = 30.0
     max_connections: Annotated[int, Key(whole(1, 10_000), "Connections to relays, all accounts together.")] = 32
     batch_size_per_account: Annotated[int, Key(whole(1, 100), "Messages of one account before the next one's.")] = 1
+    test_mode: Annotated[
+        bool, Key(SWITCH, "Fetching and reporting wait for run-now, each time; for tests of an application.")
+    ] = False
     delivery_report_retention_seconds: Annotated[
         float, Key(SECONDS, "How long letters and results are kept once their results are reported.")
     ] = 604_800.0
@@ -202,6 +222,7 @@ class Config(Struct, frozen=True):
     storage: Storage = Storage()
     smtp: Smtp = Smtp()
     fetch: Fetch = Fetch()
+    client: Client = Client()
     scheduler: Scheduler = Scheduler()
     delivery: Delivery = Delivery()
     metrics: Metrics = Metrics()

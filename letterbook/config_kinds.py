@@ -78,10 +78,16 @@ def _delays(text: str) -> tuple[float, ...]:
     return tuple(_seconds(part) for part in text.split(","))
 
 
-def _url(text: str) -> str:
+def _endpoint(text: str) -> str:
     parts = urlsplit(_text(text))
     # Reading `port` is what makes urlsplit check it.
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.fragment:
+        raise ValueError
+    return text
+
+
+def _url(text: str) -> str:
+    if urlsplit(_endpoint(text)).query:
         raise ValueError
     return text.rstrip("/")
 
@@ -112,6 +118,7 @@ HOST = Kind(_host, "a host name or an address, without scheme, port or brackets,
 SWITCH = Kind(_switch, "true or false (yes or no, on or off, 1 or 0)")
 PATH = Kind(lambda text: Path(_text(text)), "a path, from the folder that the service is started in")
 URL = Kind(_url, "an http:// or https:// address without query, such as https://upstream.example/mail")
+ENDPOINT = Kind(_endpoint, "an http:// or https:// address, called as it is, such as https://upstream.example/sync")
 PRIORITY = Kind(_priority, "0, 1, 2 or 3, or immediate, high, medium or low")
 SECONDS = Kind(_seconds, "seconds, 0 or more, such as 30 or 0.5")
 DELAYS = Kind(_delays, "seconds with commas between, such as 60, 300, 900")

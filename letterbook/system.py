@@ -29,6 +29,7 @@ import trio
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from actors.batch_reporter import BatchReporter
 from actors.bell import Bell
 from actors.control import run_control
 from actors.delivery import Delivery
@@ -41,6 +42,7 @@ from actors.reporter import Reporter, count_as_reported
 from actors.retention import Retention
 from actors.sender_pool import DeliveryPolicy
 from actors.supervision import keep
+from actors.upstream import Line, credentials
 from events import payloads
 from events.commands import (
     Control,
@@ -70,6 +72,7 @@ from store.recorder import EndsGivenUp, NotRecorded
 from store.worklists import dispatch_row, living_accounts, rules_row
 
 from .config import Config
+from .config_keys import Client
 from .logs import FIELDS, Lines
 from .outcomes import telling
 
@@ -157,6 +160,8 @@ class System:
         give_controls, self._controls = trio.open_memory_channel[Control](CONTROLS_MAX)
         self._inlets = (give_submissions, give_controls)
         self._draining = trio.Event()
+        self._calls = {name: Line() for name in ("fetch", "report", "sync")}
+        self._fetcher: Fetcher | None = None
         self._bells = {name: Bell() for name in ("fetcher", "reporter")}
         self.door = Door(
             store,
@@ -216,7 +221,7 @@ class System:
 
     async def _fetch(self, url: str) -> None:
         world, config = self.world, self.config
-        await Fetcher(
+        self._fetcher = Fetcher(
             world.client,
             url,
             self._inlets[0],
@@ -224,16 +229,52 @@ class System:
             world.chance,
             interval_s=config.fetch.interval_seconds,
             batch_max=config.delivery.max_batch,
+            test_mode=config.delivery.test_mode,
             bell=self._bells["fetcher"],
+            line=self._calls["fetch"],
             accepting=lambda: not (self._no_room or self.door.over_backlog),
+        )
+        await self._fetcher.run()
+
+    async def _report(self) -> None:
+        """To whom results are told, and how."""
+        config = self.config
+        if config.client.client_sync_url:
+            await self._report_in_batches(config.client.client_sync_url)
+        elif config.fetch.url:
+            await self._report_one_by_one(config.fetch.url)
+        else:
+            await count_as_reported(self.store)
+
+    async def _report_in_batches(self, url: str) -> None:
+        client = self.config.client
+        await BatchReporter(
+            self.store,
+            self.world.client,
+            url,
+            self.world.chance,
+            headers=client_credentials(client),
+            batch_max=client.batch,
+            test_mode=self.config.delivery.test_mode,
+            bell=self._bells["reporter"],
+            line=self._calls["report"],
+            mail_waits=self._mail_waits,
         ).run()
 
-    async def _report(self, url: str | None) -> None:
-        if url is None:
-            await count_as_reported(self.store)
-        else:
-            bell = self._bells["reporter"]
-            await Reporter(self.store, self.world.client, url, self.world.chance, bell=bell).run()
+    async def _report_one_by_one(self, url: str) -> None:
+        await Reporter(
+            self.store,
+            self.world.client,
+            url,
+            self.world.chance,
+            test_mode=self.config.delivery.test_mode,
+            bell=self._bells["reporter"],
+            line=self._calls["report"],
+        ).run()
+
+    def _mail_waits(self) -> None:
+        if self._fetcher:
+            self._fetcher.mail_waits()
 
     # Room on the disk
 
@@ -260,9 +301,15 @@ class System:
         return {"connections": sum(connections.values()), **self._disk.gauges()}
 
     def _labelled(self) -> Mapping[str, Mapping[str, float]]:
-        if self.lines is None:
-            return {}
-        return {"log_lines_total": self.lines.written, "log_lines_dropped_total": {"": self.lines.dropped}}
+        calls = self._calls
+        found: dict[str, Mapping[str, float]] = {
+            "upstream_trouble": {name: 1 for name, line in calls.items() if line.failing},
+            "reports_given_up_total": {"": sum(line.given_up for line in calls.values())},
+        }
+        if self.lines is not None:
+            found["log_lines_total"] = self.lines.written
+            found["log_lines_dropped_total"] = {"": self.lines.dropped}
+        return found
 
     # Life
 
@@ -302,7 +349,7 @@ class System:
         url = self.config.fetch.url
         async with trio.open_nursery() as outer:
             outer.start_soon(self._watch_disk)
-            outer.start_soon(keep, "reporter", partial(self._report, url))
+            outer.start_soon(keep, "reporter", self._report)
             outer.start_soon(keep, "retention", self.retention.run)
             if url is not None:
                 outer.start_soon(keep, "fetcher", partial(self._fetch, url))
@@ -395,6 +442,10 @@ def delivery_policy(config: Config) -> DeliveryPolicy:
         ehlo_name=config.smtp.ehlo_name or socket.getfqdn(),
         message_id_domain=config.smtp.message_id_domain,
     )
+
+
+def client_credentials(client: Client) -> dict[str, str]:
+    return credentials(client.client_sync_token, client.client_sync_user, client.client_sync_password)
 
 
 def default_account(config: Config) -> payloads.Account | None:

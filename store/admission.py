@@ -30,7 +30,7 @@ from events.message import (
     MessageRevised,
     RetentionPassed,
 )
-from events.report import BatchFetched, ResultsReported
+from events.report import BatchFetched, ReportRefused, ReportSettled, ResultsReported
 from events.rules import RULES_MAX
 from events.schedule import RuleRemoved, RuleSaved
 from events.volume import VolumeRemoved
@@ -57,6 +57,7 @@ UNREPORTED = Refusal("unreported")
 ALREADY_SO = Refusal("already so")
 REACHED_MEANWHILE = Refusal("reached meanwhile")
 BEYOND_THE_LOG = Refusal("beyond the log")
+BEYOND_THE_CURSOR = Refusal("beyond the cursor")
 ACCOUNT_EXISTS = Refusal("account exists")
 NOT_PUT_OFF = Refusal("not put off")
 CONTENT_ERASED = Refusal("content erased")
@@ -72,6 +73,9 @@ _KNOWN_ID = "select id, number from ids where id = ?"
 
 _LIVING = "select number from accounts where id = ? and removed = 0"
 """The living accounts with an id."""
+
+_REFUSED_OPEN = "select seq from refused where settled_us is null and seq < ? order by seq"
+"""Results that the upstream has refused and that are still offered to it: a range of the index refused_open."""
 
 
 class Judge:
@@ -89,7 +93,7 @@ class Judge:
     def load(self, drafts: Iterable[Draft], at_us: int) -> None:
         """Read in a few statements what judging and folding these drafts will look at; `at_us` is their stamp."""
         self._at_us = at_us
-        ids, messages, accounts, attempts, tokens, again = [], [], set(), [], [], []
+        ids, messages, accounts, attempts, tokens, again, refused = [], [], set(), [], [], [], []
         for draft in drafts:
             fact = draft.fact
             kind = type(fact)
@@ -99,6 +103,8 @@ class Judge:
                 ids.append(fact.id)
             elif isinstance(fact, BatchFetched):
                 tokens.append(fact.token)
+            elif isinstance(fact, ReportRefused | ReportSettled):
+                refused.append(fact.result)
             elif isinstance(fact, MessageRequeued):
                 again.append(draft.message or 0)
             elif isinstance(fact, ContentErased):
@@ -112,6 +118,7 @@ class Judge:
         self._folding.load("accounts", accounts)
         self._folding.load("attempts", attempts)
         self._folding.load("tokens", tokens)
+        self._folding.load("refused", refused)
         self._load_letters(again)
 
     def _load_ids(self, ids: Sequence[str]) -> None:
@@ -317,7 +324,29 @@ class Judge:
 
     def _retention(self, draft: Draft) -> Refusal | None:
         assert isinstance(draft.fact, RetentionPassed)
-        return None if draft.fact.before <= self._reported_up_to() + 1 else UNREPORTED
+        before = draft.fact.before
+        return UNREPORTED if before > self._reported_up_to() + 1 or self._refused_before(before) else None
+
+    def _refused_before(self, seq: int) -> bool:
+        """Whether a result before this seq is still offered to the upstream, as of this very transaction."""
+        rows = self._folding.in_memory("refused")
+        if any(row.settled_us is None and row.seq < seq for row in rows):
+            return True
+        settled = {row.seq for row in rows}
+        return any(found not in settled for (found,) in self._connection.execute(_REFUSED_OPEN, (seq,)))
+
+    def _refused(self, draft: Draft) -> Refusal | None:
+        """A result that the cursor has passed. What is settled stays so."""
+        assert isinstance(draft.fact, ReportRefused)
+        if draft.fact.result > self._reported_up_to():
+            return BEYOND_THE_CURSOR
+        row = self._folding.row("refused", draft.fact.result)
+        return None if row is None or row.settled_us is None else ALREADY_SO
+
+    def _settled(self, draft: Draft) -> Refusal | None:
+        assert isinstance(draft.fact, ReportSettled)
+        row = self._folding.row("refused", draft.fact.result)
+        return None if row is not None and row.settled_us is None else ALREADY_SO
 
     def _rule(self, draft: Draft) -> Refusal | None:
         """A new rule needs room; of any other, it must be there."""
@@ -356,6 +385,8 @@ _RULES: dict[type[Fact], Rule] = {
     RuleRemoved: Judge._rule,
     BatchFetched: Judge._fetched,
     ResultsReported: Judge._reported,
+    ReportRefused: Judge._refused,
+    ReportSettled: Judge._settled,
     RetentionPassed: Judge._retention,
     VolumeRemoved: Judge._volume_removed,
 }

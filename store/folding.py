@@ -124,7 +124,12 @@ _ADD_SLOT = (
     " set n = case when second = excluded.second then n + excluded.n else excluded.n end, second = excluded.second"
 )
 _INSERT_RESULT = f"insert into results values ({', '.join('?' * len(ResultRow.__struct_fields__))})"
-_RETAIN_REPORTED = "delete from reported where up_to < ?"
+_RETAIN_FIRST = {
+    "reported": "delete from reported where up_to < ?",
+    "refused": "delete from refused where seq < ?",
+}
+"""Rows that can come again under the same key after retention has passed, and then have their own right to be there."""
+
 _RETAIN = ("delete from messages where final_seq < ?", "delete from results where seq < ?")
 """Retention: one declared range delete a table."""
 
@@ -209,7 +214,7 @@ class Folding:
             rows[columns[0]] = row
             if view == "messages":
                 self._stored[columns[0]] = row.revision
-            elif view == "reported" and row.up_to < self._retention:
+            elif view in _RETAIN_FIRST and columns[0] < self._retention:
                 rows[columns[0]] = None
 
     def row(self, view: str, key: Key) -> Any:
@@ -324,7 +329,8 @@ class Folding:
         del self._results[mark.results :]
         if self._retention != mark.retention:
             self._retention = mark.retention
-            self._forget_clean("reported")
+            for name in _RETAIN_FIRST:
+                self._forget_clean(name)
 
     def _forget_clean(self, name: str) -> None:
         """Drop the rows of a view that are not waiting to be written: they can be read again."""
@@ -335,8 +341,8 @@ class Folding:
     def flush(self) -> None:
         """Write what changed since the last flush, one statement a table."""
         if self._retention:
-            # What was reported again after retention has passed has its row by its own right.
-            self._connection.execute(_RETAIN_REPORTED, (self._retention,))
+            for statement in _RETAIN_FIRST.values():
+                self._connection.execute(statement, (self._retention,))
         for view in ROW_VIEWS:
             if dirty := self._dirty[view.name]:
                 self._flush_rows(view, dirty)
@@ -408,15 +414,16 @@ class Folding:
         attempts = self._rows["attempts"]
         if len(attempts) > ATTEMPTS_KEPT_MAX:
             attempts.clear()
-        for name in ("tokens", "reported"):
+        for name in ("tokens", *_RETAIN_FIRST):
             self._rows[name].clear()
 
     def _pass_retention(self, before: int) -> None:
-        """`reported` rows can come again under the same key, so those in memory go at once; the rest at `flush`."""
+        """Rows that can come again under the same key go at once where they are in memory; the rest at `flush`."""
         self._retention = max(self._retention, before)
-        reported = self._rows["reported"]
-        for key, row in [each for each in reported.items() if each[1] is not None and each[1].up_to < before]:
-            self._put("reported", key, row, None)
+        for name in _RETAIN_FIRST:
+            rows: Any = self._rows[name]
+            for key, row in [(key, row) for key, row in rows.items() if row is not None and key < before]:
+                self._put(name, key, row, None)
 
     def _delete_retained(self) -> None:
         for statement in _RETAIN:

@@ -495,5 +495,6 @@ def beside(connection: sqlite3.Connection, rows: Iterable[MessageRow | ResultRow
 
 def reported_us(connection: sqlite3.Connection, seq: int) -> int | None:
     """When the result with this seq was reported; None while it is not, or where nobody remembers."""
-    found = connection.execute(sql.REPORTED_AT, (seq,)).fetchone()
+    found = connection.execute(sql.REFUSED_UNTIL, (seq,)).fetchone()
+    found = found or connection.execute(sql.REPORTED_AT, (seq,)).fetchone()
     return found[0] if found else None

@@ -53,8 +53,12 @@ create index messages_expiring on messages(expires_us) where state = 'waiting';
 create index messages_held on messages(number) where state = 'held';
 create index messages_final on messages(final_seq) where final_seq is not null;
 create index results_by_message on results(message);
+create index refused_again on refused(again_us) where settled_us is null;
+create index refused_open on refused(seq) where settled_us is null;
+create index tokens_by_age on tokens(at_us);
 """
-"""queue: the scheduler's order, one range scan a refill. waiting, held: the lists. expiring, final: retention."""
+"""queue: the scheduler's order, one range scan a refill. waiting, held: the lists. expiring, final: retention.
+refused_again: what is offered again. refused_open: what retention must not pass. tokens_by_age: its tokens."""
 
 PUT_BACK = "restored"
 """The name in `meta` by which a backup says that `letterbook restore` has put it in place, until a start has heard it;

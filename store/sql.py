@@ -220,3 +220,6 @@ REPLIES = "select ended, recipient, text from replies where ended in (select val
 
 REPORTED_AT = "select at_us from reported where up_to >= ? order by up_to limit 1"
 """When the result with this seq was reported: the first report that reached it."""
+
+REFUSED_UNTIL = "select settled_us from refused where seq = ?"
+"""The same of a result that was refused at first: null while it is still offered."""

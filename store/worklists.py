@@ -69,6 +69,21 @@ FINISHED_BEFORE = (
 )
 """Finished messages in the order in which they ended: a range of the index messages_final."""
 
+REFUSED_FIRST = "select seq from refused where seq < ? and (settled_us is null or settled_us > ?) order by seq limit 1"
+"""The first refused result that is still offered, or was settled after a moment. Rows before it go with retention, so
+the walk along the key is short."""
+
+ENDED_BEFORE = "select 1 from messages where final_seq < ?1 union all select 1 from results where seq < ?1 limit 1"
+
+OLD_TOKENS = "select token from tokens where at_us <= ? order by at_us limit ?"
+"""Batches by age: the head of tokens_by_age."""
+
+RESULTS_AFTER = f"select {columns(ResultRow, 'results')} from results where seq > ? order by seq limit ?"
+RESULTS_BY_SEQ = f"select {columns(ResultRow, 'results')} from results where seq in (select value from json_each(?))"
+REFUSED_AGAIN = "select seq, since_us from refused where settled_us is null and again_us <= ? order by again_us limit ?"
+REFUSED_NEXT = "select again_us from refused where settled_us is null order by again_us limit 1"
+"""Refused results by when they are offered again: ranges of the index refused_again."""
+
 RESULT_AFTER_MANY = "select seq from results where seq < ? order by seq limit 1 offset ?"
 """The first result that is too many for one step: a message that came again and again has one for each time."""
 
@@ -159,6 +174,11 @@ def finished(connection: sqlite3.Connection, reported_at_us: int, limit: int = S
     if not past:
         return None
     end = past[-1] + 1
+    if refused := connection.execute(REFUSED_FIRST, (end, reported_at_us)).fetchone():
+        # What was refused counts as reported only since it was settled, and nothing passes it before.
+        (end,) = refused
+        if not connection.execute(ENDED_BEFORE, (end,)).fetchone():
+            return None
     (before,) = connection.execute(RESULT_AFTER_MANY, (end, limit)).fetchone() or (end,)
     rows = connection.execute(FINISHED_BEFORE, (before, limit)).fetchall()
     if len(rows) == limit:
@@ -168,6 +188,11 @@ def finished(connection: sqlite3.Connection, reported_at_us: int, limit: int = S
 
 def _pairs(rows: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple((number, revision) for number, revision, _ in rows)
+
+
+def old_tokens(connection: sqlite3.Connection, seen_by_us: int, limit: int = STEP) -> tuple[str, ...]:
+    """Tokens of batches that were stored by a moment, the oldest first."""
+    return tuple(token for (token,) in connection.execute(OLD_TOKENS, (seen_by_us, limit)))
 
 
 class Reportable(Struct, frozen=True):
@@ -201,3 +226,44 @@ def reportable(
 def _ends(result: ResultRow) -> Iterable[int]:
     """The ends of attempts that said the last word about its recipients."""
     return (state.ended for state in decode_states(result.recipients)) if result.recipients else ()
+
+
+class Unreported(Struct, frozen=True):
+    """A batch of results for the upstream, oldest first, with what it takes to say them: `refused` are those that it
+    has refused before, by their seq the moment of the first time; `again_us` is when the next of these is due."""
+
+    results: tuple[ResultRow, ...]
+    accounts: dict[int, str]
+    replies: dict[tuple[int, int], str]
+    refused: dict[int, int]
+    again_us: int | None = None
+
+
+def unreported(connection: sqlite3.Connection, now_us: int, limit: int) -> Unreported:
+    """What is to be told next: what was refused and is due again, in at most half of the batch, then what is new."""
+    refused = dict(connection.execute(REFUSED_AGAIN, (now_us, max(1, limit // 2))))
+    rows = [ResultRow(*found) for found in connection.execute(RESULTS_BY_SEQ, (_json(refused),))]
+    rows.sort(key=lambda row: row.seq)
+    after = reported_up_to(connection)
+    rows += [ResultRow(*found) for found in connection.execute(RESULTS_AFTER, (after, limit - len(rows)))]
+    again = connection.execute(REFUSED_NEXT).fetchone()
+    return _said(connection, rows, refused, again[0] if again else None)
+
+
+def unacknowledged(connection: sqlite3.Connection, after: int, limit: int) -> Unreported:
+    """The results after a seq."""
+    return _said(connection, [ResultRow(*found) for found in connection.execute(RESULTS_AFTER, (after, limit))], {})
+
+
+def _said(
+    connection: sqlite3.Connection, rows: Sequence[ResultRow], refused: dict[int, int], again_us: int | None = None
+) -> Unreported:
+    accounts = connection.execute(ACCOUNT_NAMES, (_json({row.account for row in rows} - {None}),))
+    replies = connection.execute(REPLIES_OF, (_json({ended for row in rows for ended in _ends(row)}),))
+    return Unreported(
+        tuple(rows),
+        dict(accounts),
+        {(ended, recipient): bytes(text).decode(errors="replace") for ended, recipient, text in replies},
+        refused,
+        again_us,
+    )

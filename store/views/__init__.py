@@ -7,7 +7,7 @@ from .attempts import ATTEMPTS
 from .clock import CLOCK
 from .dispatch import DISPATCH
 from .messages import MESSAGES
-from .reports import CURSORS, REPORTED_AT, TOKENS
+from .reports import CURSORS, REFUSED, REPORTED_AT, TOKENS
 from .rows import View
 from .rules import RULES
 from .volumes import VOLUMES
@@ -22,6 +22,7 @@ ROW_VIEWS: tuple[View[Any], ...] = (
     CLOCK,
     CURSORS,
     REPORTED_AT,
+    REFUSED,
     TOKENS,
     VOLUMES,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "CURSORS",
     "DISPATCH",
     "MESSAGES",
+    "REFUSED",
     "RELAYS",
     "REPORTED_AT",
     "ROW_VIEWS",

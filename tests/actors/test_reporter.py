@@ -139,7 +139,9 @@ async def test_an_outage_of_days_loses_nothing_and_keeps_the_order(tmp_path, aut
             await end(store, number, "done", DELIVERED)
         await trio.sleep(1_500)
         assert [each for each, _ in told(application)][12:] == [f"id {index}" for index in range(5)]
-        assert {each for each, _ in told(application)[:12]} == {"id 0"} and len(caplog.records) == 12
+        assert {each for each, _ in told(application)[:12]} == {"id 0"} and len(caplog.records) == 12, (
+            "a line each time that the trouble is another"
+        )
 
 
 async def test_run_now_forgets_the_back_off(tmp_path, autojump_clock):

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from actors.reporter import count_as_reported
-from actors.retention import RETAIN_EVERY_S, Retention, State, expiries, lettings, plan
+from actors.retention import RETAIN_EVERY_S, TOKENS_KEPT_S, Retention, State, expiries, lettings, plan
 from events.account import AccountRemoved
 from events.attempt import AttemptEnded
 from events.fact import OWN, Draft
@@ -21,7 +21,7 @@ from events.message import (
     MessageWithdrawn,
     RetentionPassed,
 )
-from events.report import ResultsReported
+from events.report import BatchFetched, ResultsReported
 from events.service import ClockStepped, ClockTrusted
 from events.values import Outcome
 from store import erasing
@@ -390,3 +390,17 @@ async def test_with_a_dead_upstream_nothing_unreported_goes(tmp_path, autojump_c
         found = await counted(store)
         assert found["messages"] == found["results"] == 0
         assert await rows(store, "select count(*) from letters where length(content) > 0") == [(0,)]
+
+
+async def test_the_tokens_of_batches_are_kept_for_a_month(tmp_path, autojump_clock):
+    assert TOKENS_KEPT_S == 30 * 86_400
+    async with retaining(tmp_path) as (store, retention):
+        await store.record([Draft(BatchFetched(token=f"t{n}", messages=0)) for n in range(STEP + 5)])
+        seen_us = store.clock.now_us()
+        store.clock.now_us = lambda: seen_us + int((TOKENS_KEPT_S - 1) * S)
+        await retention.round()
+        assert len(await rows(store, "select token from tokens")) == STEP + 5
+        store.clock.now_us = lambda: seen_us + int((TOKENS_KEPT_S + 1) * S)
+        await trio.sleep(RETAIN_EVERY_S + 2)
+        assert await rows(store, "select token from tokens") == []
+        assert (await kinds(store)).count("TokensForgotten") == 2

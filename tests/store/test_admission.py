@@ -18,7 +18,7 @@ from events.message import (
     MessageWithdrawn,
     RetentionPassed,
 )
-from events.report import BatchFetched, ResultsReported
+from events.report import BatchFetched, ReportRefused, ReportSettled, ResultsReported, TokensForgotten
 from events.rules import RULES_MAX
 from events.schedule import DispatchActivated, DispatchSuspended, RuleRemoved
 from events.volume import VolumeRemoved, VolumeSaved
@@ -649,6 +649,64 @@ def a_report_that_moves_no_cursor(s):
 @case("beyond the log")
 def a_report_of_results_that_are_not_there_yet(s):
     return about(ResultsReported(up_to=2))
+
+
+@case(None)
+def a_batch_whose_token_was_forgotten(s):
+    s.given(about(BatchFetched(token="t", messages=0)))
+    s.given(about(TokensForgotten(tokens=("t",))))
+    return about(BatchFetched(token="t", messages=0))
+
+
+@case("beyond the cursor")
+def a_refusal_of_what_was_not_told(s):
+    return about(ReportRefused(result=1, again_us=0))
+
+
+@case(None)
+def a_refusal_of_what_was_told(s):
+    s.given(about(ResultsReported(up_to=1)))
+    return about(ReportRefused(result=1, again_us=0))
+
+
+@case("already so")
+def a_refusal_of_what_is_settled(s):
+    for draft in REFUSED_AND_SETTLED:
+        s.given(draft)
+    return about(ReportRefused(result=1, again_us=0))
+
+
+@case("already so")
+def settling_what_was_not_refused(s):
+    return about(ReportSettled(result=1))
+
+
+@case("already so")
+def settling_twice(s):
+    for draft in REFUSED_AND_SETTLED:
+        s.given(draft)
+    return about(ReportSettled(result=1))
+
+
+@case("unreported")
+def retention_of_what_was_refused(s):
+    for draft in REFUSED_AND_SETTLED[:2]:
+        s.given(draft)
+    return about(RetentionPassed(before=2))
+
+
+@case(None)
+def retention_of_what_was_refused_and_is_settled(s):
+    for draft in REFUSED_AND_SETTLED:
+        s.given(draft)
+    return about(RetentionPassed(before=2))
+
+
+REFUSED_AND_SETTLED = (
+    Draft(ResultsReported(up_to=1)),
+    Draft(ReportRefused(result=1, again_us=0)),
+    Draft(ReportSettled(result=1)),
+)
 
 
 @case("unreported")

@@ -31,7 +31,7 @@ from events.message import (
     MessageWithdrawn,
     RetentionPassed,
 )
-from events.report import BatchFetched, ResultsReported
+from events.report import BatchFetched, ReportRefused, ReportSettled, ResultsReported, TokensForgotten
 from events.schedule import DispatchActivated, DispatchSuspended, RuleRemoved
 from events.values import Outcome
 from store.beside import LetterRow
@@ -229,6 +229,15 @@ class Walker:
         return Draft(self.chance.choice((down, RelayReached(**host))))
 
     def _report(self) -> Draft:
+        result = self.chance.randint(1, max(1, self.writer.last_seq))
+        match self.chance.randrange(5):
+            case 0:
+                return Draft(ReportRefused(result=result, again_us=self.now_us))
+            case 1:
+                refused = [seq for (seq,) in self.connection.execute("select seq from refused order by seq")]
+                return Draft(ReportSettled(result=self.chance.choice([*refused, result])))
+            case 2:
+                return Draft(TokensForgotten(tokens=(f"t{self.chance.randint(0, self._tokens)}",)))
         return Draft(ResultsReported(up_to=self.chance.randint(1, max(1, self.writer.last_seq))))
 
     def _retain(self) -> Draft:
