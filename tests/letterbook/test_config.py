@@ -186,6 +186,18 @@ def test_keys_that_contradict_each_other_are_refused():
     assert "auth is cram-md5 and user is empty" in complaint(LETTERBOOK_SMTP_AUTH="cram-md5")
 
 
+def test_two_that_would_report_every_result_are_refused_by_both_names():
+    urls = {"client_sync_url": "http://user:secret@a.example/x", "proxy_sync_url": "http://b.example/y/?k=1"}
+    variables = {f"LETTERBOOK_CLIENT_{name.upper()}": url for name, url in urls.items()}
+    text = complaint(**variables)
+    assert "client_sync_url" in text and "proxy_sync_url" in text and "secret" not in text
+    for name, url in urls.items():
+        config = load(None, {f"LETTERBOOK_CLIENT_{name.upper()}": url})
+        assert getattr(config.client, name) == url, "called as it is written"
+    assert "client_sync_user" in complaint(LETTERBOOK_CLIENT_CLIENT_SYNC_PASSWORD="p")
+    assert "client_sync_token" in complaint(LETTERBOOK_CLIENT_CLIENT_SYNC_TOKEN="ü")
+
+
 def test_loopback_is_judged_by_the_address_alone():
     assert is_loopback("LOCALHOST") and is_loopback("127.0.0.2") and not is_loopback("127.0.0.1.example")
 
