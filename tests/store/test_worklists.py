@@ -50,7 +50,7 @@ MAY_SCAN = {
 }
 """Tables of some rows an account, and the head of `reported`, which a limit bounds."""
 
-IN_ORDER_OF_AN_INDEX = {"ORPHANED_HELD": "messages_held"}
+IN_ORDER_OF_AN_INDEX = {"ORPHANED_HELD": "messages_held", "REFUSED_NEXT": "refused_again"}
 
 
 @pytest.fixture
