@@ -230,7 +230,7 @@ class Walker:
 
     def _report(self) -> Draft:
         result = self.chance.randint(1, max(1, self.writer.last_seq))
-        match self.chance.randrange(5):
+        match self.chance.randrange(6):
             case 0:
                 return Draft(ReportRefused(result=result, again_us=self.now_us))
             case 1:
