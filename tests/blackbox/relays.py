@@ -120,9 +120,13 @@ class ScriptedRelay:
     It shows what a wire can carry and a well-behaved server never sends.
     """
 
-    def __init__(self, *rows: Line, greeting: bytes = b"220 scripted\r\n") -> None:
+    def __init__(
+        self, *rows: Line, greeting: bytes = b"220 scripted\r\n", before_final: trio.Event | None = None
+    ) -> None:
+        """`before_final` must be set before any message gets its final reply."""
         self._rows = rows
         self._greeting = greeting
+        self._before_final = before_final
         self.port = 0
         self.lines: list[str] = []
         self.after_answer: list[bytes] = []
@@ -160,6 +164,8 @@ class ScriptedRelay:
                 if answer is None:
                     return
                 in_data = answer.startswith(b"354")
+                if line == "." and self._before_final is not None:
+                    await self._before_final.wait()
                 await stream.send_all(answer)
 
     def _answer(self, line: str) -> bytes | None:
