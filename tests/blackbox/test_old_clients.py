@@ -314,6 +314,70 @@ async def test_an_account_can_be_paused_and_resumed(shared):
     assert await shared.post("/account/paused/resume") == {"ok": True}
 
 
+# The log
+
+
+async def test_events_have_seq_time_kind_and_whom_they_are_about(shared):
+    await added(shared, later("fact-1"))
+    page = await shared.get("/events", message_id="fact-1")
+    (fact,) = page["events"]
+    assert fact["kind"] == "MessageAccepted" and fact["message_id"] == "fact-1" and fact["account_id"] == "default"
+    assert isinstance(fact["seq"], int) and fact["at_us"] > LATER * 1000 and page["next"] >= fact["seq"]
+    by_kind = await shared.get("/events", kind="MessageAccepted", account_id="default", limit=10_000)
+    assert fact in by_kind["events"] and {each["kind"] for each in by_kind["events"]} == {"MessageAccepted"}
+
+
+async def test_expand_joins_what_the_log_does_not_hold(shared):
+    await added(shared, later("expand-1", to="ann@example.org"))
+    (bare_fact,) = (await shared.get("/events", message_id="expand-1"))["events"]
+    (fact,) = (await shared.get("/events", message_id="expand-1", expand=1))["events"]
+    assert fact["addresses"] == ["ann@example.org"] and fact["subject"] == "About expand-1"
+    assert "ann@example.org" not in str(bare_fact) and "About" not in str(bare_fact)
+
+
+async def test_a_ticket_is_for_a_browser_that_wants_the_stream(shared):
+    answer = await shared.post("/events/ticket")
+    assert answer["ok"] is True and answer["expires_in"] == 30 and len(answer["ticket"]) > 20
+
+
+async def test_the_past_has_the_shape_of_the_present_without_waiting_for(shared):
+    await added(shared, later("past-1"))
+    seq = (await shared.status())["seq"]
+    record = await shared.message("past-1")
+    then = await shared.get("/audit/at", view="message", id="past-1", seq=seq)
+    assert record.pop("waiting_for") and then == record
+    assert (await shared.client.get("/audit/at", params={"view": "pending", "seq": 10**9})).status_code == 404
+    assert (await shared.client.get("/audit/at", params={"view": "pending", "time": 1})).status_code == 404
+
+
+# Many at once, by what they have in common
+
+
+async def test_bulk_wants_to_know_which_and_tells_what_it_would_do(shared):
+    await shared.account("many", 9)
+    await added(shared, *(later(f"many-{number}", account_id="many") for number in range(3)))
+    answer = await shared.client.post("/commands/bulk", json={"action": "withdraw", "where": {}})
+    assert answer.status_code == 400 and "where is empty" in answer.json()["error"]
+    bulk = {"action": "withdraw", "where": {"account_id": "many"}}
+    assert await shared.post("/commands/bulk", {**bulk, "dry_run": True}) == {"ok": True, "matched": 3, "changed": 0}
+    assert await shared.post("/commands/bulk", bulk) == {"ok": True, "matched": 3, "changed": 3}
+    assert {(await shared.message(f"many-{number}"))["status"] for number in range(3)} == {"withdrawn"}
+
+
+async def test_held_mail_is_listed_and_resolved(shared):
+    await shared.account("asks", 9)
+    await shared.post("/account/asks/pause")
+    await added(shared, mail("asks-1", account_id="asks"))
+    await shared.post("/commands/bulk", {"action": "hold", "where": {"account_id": "asks"}})
+    (row,) = [each for each in (await shared.get("/held"))["held"] if each["id"] == "asks-1"]
+    assert row["cause"] == "operator" and ISO.match(row["held_at"]) and isinstance(row["held_ts"], int)
+    assert await reason(shared, mail("asks-1", account_id="asks")) == "in flight"
+    assert await shared.post("/messages/asks-1/resolve", {"as": "sent"}) == {"ok": True}
+    assert (await shared.message("asks-1"))["status"] == "sent"
+    answer = await shared.client.post("/messages/asks-1/resolve", json={"as": "sent"})
+    assert answer.status_code == 409
+
+
 # One message at once
 
 
@@ -671,3 +735,31 @@ async def test_exhausted_retries_say_so(shared):
         await added(shared, mail("tired-1", "451@example.org", account_id="tired"))
         (result,) = await shared.until_results(1, "tired")
     assert result["error"].startswith("Max retries (0) exceeded: 451 ")
+
+
+# Everywhere
+
+LISTS = ("/status", "/pending", "/deferred", "/held", "/results", "/messages", "/accounts")
+
+
+def moments(value):
+    """(name, value) of every field within."""
+    for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+        yield name, each
+        if isinstance(each, dict | list):
+            yield from moments(each)
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_moments_are_seconds_or_iso_and_nothing_is_null(shared, path):
+    """What the tests before it left in the lists is enough to look at, and one more is made for who runs it alone."""
+    async with relayed(shared, "moments"):
+        await added(shared, mail(f"moments{path}", account_id="moments"), later(f"later{path}"))
+        await shared.until_results(1, "moments")
+    answer = await shared.get(path, **({} if path == "/status" else {"limit": 10_000}))
+    for name, value in moments(answer):
+        assert value is not None, name
+        if str(name).endswith("_at") or name == "timestamp":
+            assert ISO.match(value), (name, value)
+        if str(name).endswith(("_ts", "_until")):
+            assert type(value) is int and 0 < value < 10**10, (name, value)
