@@ -219,9 +219,14 @@ def _path_within(error: Exception) -> str:
 
 def _fault_of_id(read: _Read) -> Fault | None:
     """An id that could not stand in the log makes the message one without an id: answered, never recorded."""
-    identity = read.payload.id
+    if not read.payload.id and read.wrong == "id":
+        return Fault(None, f"{INVALID_FIELD}id", "id")
+    return fault_of_id(read.payload.id)
+
+
+def fault_of_id(identity: str | None) -> Fault | None:
     if not identity:
-        return Fault(None, f"{INVALID_FIELD}id", "id") if read.wrong == "id" else Fault(None, MISSING_ID, "id")
+        return Fault(None, MISSING_ID, "id")
     if not identity.isprintable() and CONTROL.search(identity):
         return Fault(None, f"{CONTROL_IN}id", "id")
     if len(identity) > ID_CHARACTERS_MAX:

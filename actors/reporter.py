@@ -26,7 +26,7 @@ import trio
 
 from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Draft, Entry, Fact
-from events.message import DoubtResolved, MessageFailed, MessageRejected, MessageWithdrawn
+from events.message import DoubtResolved, MessageFailed, MessageImported, MessageRejected, MessageWithdrawn
 from events.report import ResultsReported
 from events.values import MICROSECONDS
 from store.following import Batch
@@ -62,13 +62,16 @@ def matters(fact: Fact) -> bool:
     """Whether the fact may have ended its message or put it off: what the cursor has to pass."""
     if isinstance(fact, DoubtResolved):
         return fact.resolution != "resend"
-    return isinstance(fact, AttemptEnded | AttemptInterrupted | MessageRejected | MessageFailed | MessageWithdrawn)
+    ends = MessageRejected | MessageFailed | MessageWithdrawn | MessageImported
+    return isinstance(fact, AttemptEnded | AttemptInterrupted | ends)
 
 
 def brings_result(fact: Fact) -> bool:
     """Whether the fact is a result, as far as the fact alone can say."""
     if isinstance(fact, AttemptEnded | AttemptInterrupted):
         return fact.next in ("done", "failed")
+    if isinstance(fact, MessageImported):
+        return not fact.reported
     return matters(fact) and not isinstance(fact, MessageWithdrawn)
 
 
@@ -93,7 +96,7 @@ def _result(entry: Entry, found: Reportable) -> Event | None:
     row = found.results.get(entry.seq)
     if row is None:
         return None
-    event = _event(row.id, row.status, entry, row.account, found)
+    event = _event(row.id, row.status, row.at_us, row.account, found)
     if (error := result_error(row, found.replies)) is not None:
         event["error"] = error
     return event
@@ -105,16 +108,16 @@ def _deferral(entry: Entry, found: Reportable) -> Event | None:
     row = found.messages.get(entry.message or 0)
     if until_us is None or row is None or row.final_seq == entry.seq:
         return None
-    event = _event(row.id, "deferred", entry, entry.account, found)
+    event = _event(row.id, "deferred", entry.at_us, entry.account, found)
     if error := _words(entry, found):
         event["error"] = error
     event["deferred_until"] = until_us // MICROSECONDS
     return event
 
 
-def _event(message_id: str, status: str, entry: Entry, account: int | None, found: Reportable) -> Event:
+def _event(message_id: str, status: str, at_us: int, account: int | None, found: Reportable) -> Event:
     name = found.accounts.get(account) if account is not None else None
-    return {"id": message_id, "status": status, "timestamp": iso(entry.at_us), "account": name}
+    return {"id": message_id, "status": status, "timestamp": iso(at_us), "account": name}
 
 
 def _words(entry: Entry, found: Reportable) -> str | None:

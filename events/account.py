@@ -62,6 +62,14 @@ class AccountThrottled(Fact):
     limit: int = 0
 
 
+class AccountSendsImported(Fact):
+    """What another service has sent by this account counts against its limits: (second since 1970, how many), in
+    order, of the day before."""
+
+    seconds: tuple[tuple[int, int], ...]
+    by: str = ""
+
+
 class RelayUnreachable(Fact):
     """No message can be handed to this relay with these credentials until the next probe at `until_us`."""
 

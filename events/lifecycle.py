@@ -15,10 +15,12 @@ from .attempt import AttemptEnded, AttemptInterrupted, AttemptStarted, Next
 from .fact import Fact
 from .message import (
     DoubtResolved,
+    Ended,
     MessageAccepted,
     MessageExpedited,
     MessageFailed,
     MessageHeld,
+    MessageImported,
     MessageRejected,
     MessageRequeued,
     MessageRevised,
@@ -35,6 +37,8 @@ FINAL: frozenset[State] = frozenset({"sent", "failed", "withdrawn", "rejected"})
 STEPS = (
     "MessageAccepted",
     "MessageRejected",
+    "MessageImported sent",
+    "MessageImported failed",
     "MessageRevised",
     "MessageRequeued",
     "MessageExpedited",
@@ -74,14 +78,16 @@ ENDED = Refusal("already ended")
 NO_ATTEMPT = Refusal("no such attempt")
 IMPOSSIBLE = Refusal("impossible")
 
-_FIRST_FACTS = ("MessageAccepted", "MessageRejected")
+_FIRST_FACTS = ("MessageAccepted", "MessageRejected", "MessageImported sent", "MessageImported failed")
 _ENDS = tuple(step for step in STEPS if step.startswith("AttemptEnded"))
 _RESOLUTIONS = tuple(step for step in STEPS if step.startswith("DoubtResolved"))
 
 LIFECYCLE: dict[tuple[State | None, str], State | Refusal] = {
-    # A number begins with one of two facts, and only there.
+    # A number begins with one of three facts, and only there.
     (None, "MessageAccepted"): "waiting",
     (None, "MessageRejected"): "rejected",
+    (None, "MessageImported sent"): "sent",
+    (None, "MessageImported failed"): "failed",
     **{(None, step): UNKNOWN for step in STEPS if step not in _FIRST_FACTS},
     **{(state, step): KNOWN for state in STATES for step in _FIRST_FACTS},
     # The same id again: it takes the place of what has not been sent.
@@ -143,6 +149,7 @@ _STEPS_OF_KINDS: dict[type[Fact], str] = {
     )
 }
 _END_STEPS = {word: f"AttemptEnded {word}" for word in typing.get_args(Next)}
+_IMPORT_STEPS = {word: f"MessageImported {word}" for word in typing.get_args(Ended)}
 _RESOLUTION_STEPS = {word: f"DoubtResolved {word}" for word in typing.get_args(Resolution)}
 
 
@@ -154,6 +161,8 @@ def step_of(fact: Fact) -> str | None:
             return _END_STEPS[fact.next]
         if isinstance(fact, DoubtResolved):
             return _RESOLUTION_STEPS[fact.resolution]
+        if isinstance(fact, MessageImported):
+            return _IMPORT_STEPS[fact.ended]
     return step
 
 

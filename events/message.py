@@ -6,6 +6,7 @@ from .fact import Fact
 
 FailureCause = Literal["expired", "quota", "account_removed", "content_missing", "internal"]
 Resolution = Literal["resend", "sent", "error"]
+Ended = Literal["sent", "failed"]
 
 
 class MessageAccepted(Fact):
@@ -14,6 +15,7 @@ class MessageAccepted(Fact):
     `recipients` are digests, one for each place in the envelope: a MAC of (id, canonical address).
     `expires_us` is the moment at which it is given up if it still waits; `letter` is a MAC of its content. `asked_us`
     is the later moment that the client asked for; `due_us` can be later still, while the clock is doubted.
+    `created_us` is when another service took it, for one that was taken over from there.
     """
 
     id: str
@@ -25,6 +27,7 @@ class MessageAccepted(Fact):
     letter: str
     by: str = ""
     asked_us: int | None = None
+    created_us: int | None = None
 
 
 class MessageRevised(Fact):
@@ -51,6 +54,22 @@ class MessageRejected(Fact):
     id: str
     reason: str
     field: str | None = None
+    by: str = ""
+
+
+class MessageImported(Fact):
+    """A message that another service had taken and ended: its id is known from here on, and nothing of it is sent.
+
+    `reported` is whether that service had told the application; if not, it is a result of ours, of the moment
+    `ended_us`. The words of its error stand beside the log, as a relay's do.
+    """
+
+    id: str
+    ended: Ended
+    ended_us: int
+    created_us: int
+    priority: int = 2
+    reported: bool = False
     by: str = ""
 
 
@@ -119,3 +138,7 @@ class RetentionPassed(Fact):
 
     before: int
     by: str = "retention"
+
+
+FirstFact = MessageAccepted | MessageRejected | MessageImported
+"""With one of these a message's number begins, and its id is known."""

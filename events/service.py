@@ -14,6 +14,18 @@ class ServiceStopped(Fact):
     """The service drained and stopped in order; its absence before a start is an unclean stop."""
 
 
+class ImportFinished(Fact):
+    """What another service had was taken over, by the facts before this one in the same transaction."""
+
+    accounts: int = 0
+    volumes: int = 0
+    sent: int = 0
+    failed: int = 0
+    waiting: int = 0
+    rejected: int = 0
+    by: str = ""
+
+
 class ClockStepped(Fact):
     """The wall clock moved against the monotonic one by `by_us` (negative: backwards), to `to_us`.
 

@@ -14,7 +14,7 @@ import trio
 from quart import websocket
 
 from events.fact import Entry
-from events.message import MessageAccepted, MessageRejected
+from events.message import FirstFact
 from store import reading
 from store.following import Batch
 
@@ -139,7 +139,7 @@ class _Stream:
     def _is_about(self, entry: Entry, message_id: str) -> bool:
         """Whether the fact is about the message; one that was not known yet is known by its first fact."""
         fact = entry.fact
-        if self._number is None and isinstance(fact, MessageAccepted | MessageRejected) and fact.id == message_id:
+        if self._number is None and isinstance(fact, FirstFact) and fact.id == message_id:
             self._number = entry.message
         return self._number is not None and entry.message == self._number
 

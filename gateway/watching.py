@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from events.account import AccountSaved, AccountThrottled
 from events.fact import Entry
-from events.message import MessageAccepted, MessageRejected
+from events.message import MessageAccepted, MessageImported, MessageRejected
 from store import reading
 from store.following import Batch
 from store.opening import Store
@@ -91,7 +91,7 @@ class Watch:
 
     def _learn(self, entry: Entry) -> None:
         match entry.fact:
-            case MessageAccepted() | MessageRejected() as fact:
+            case MessageAccepted() | MessageRejected() | MessageImported() as fact:
                 self._name(entry.message or entry.seq, fact.id)
             case AccountSaved() as fact if entry.account is not None:
                 self.account_ids[entry.account] = fact.id

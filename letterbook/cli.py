@@ -10,6 +10,7 @@ from .backup_commands import backup, restore
 from .client_commands import cleanup, send, tail
 from .control_commands import activate, status, suspend
 from .health import health
+from .import_command import import_
 from .log_command import log
 from .operating_commands import bulk, resolve
 from .reading_commands import accounts, deferred, held, pending, results, rules, show, volumes
@@ -21,7 +22,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Send and watch": (send, tail),
     "Look, at a running or a stopped service": (log, show, pending, deferred, held, results, accounts, volumes, rules),
     "Decide": (resolve, bulk),
-    "Keep": (backup, restore, cleanup),
+    "Keep": (backup, restore, import_, cleanup),
     "Audit": (verify, at, rebuild),
 }
 """Every command, in the order in which help shows them."""

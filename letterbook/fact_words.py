@@ -176,12 +176,18 @@ def days_text(days: Sequence[int]) -> str:
     return "every day" if len(days) == len(WEEKDAYS) else " ".join(WEEKDAYS[day] for day in days)
 
 
+def _taken(event: Event) -> list[str]:
+    names = ("accounts", "volumes", "sent", "failed", "waiting", "rejected")
+    return [f"{event[name]:,} {name}" for name in names if name in event]
+
+
 WORDS: dict[str, Callable[[Event], str]] = {
     "MessageAccepted": _accepted,
     "MessageRevised": _accepted,
     "MessageRequeued": _by,
     "MessageExpedited": _by,
     "MessageRejected": _rejected,
+    "MessageImported": lambda event: _joined(f"{event['ended']} {clock(event['ended_us'])}", _by(event)),
     "MessageWithdrawn": _by,
     "MessageHeld": _failed,
     "MessageFailed": _failed,
@@ -196,6 +202,7 @@ WORDS: dict[str, Callable[[Event], str]] = {
     "AccountPaused": _by,
     "AccountResumed": _by,
     "AccountThrottled": lambda event: f"until {clock(event['until_us'])} (the limit of {event['window_s']} s)",
+    "AccountSendsImported": lambda event: _joined(_count(sum(n for _, n in event["seconds"]), "send"), _by(event)),
     "RelayUnreachable": _unreachable,
     "RelayReached": lambda event: f"{event['host']}:{event['port']}",
     "DispatchSuspended": lambda event: _joined("a restored backup" if event.get("restored") else "", _by(event)),
@@ -211,6 +218,7 @@ WORDS: dict[str, Callable[[Event], str]] = {
     "VolumeRemoved": lambda event: _joined(event["name"], _by(event)),
     "ServiceStarted": lambda event: _joined(event["version"], event["recovery"]),
     "ServiceStopped": lambda _: "",
+    "ImportFinished": lambda event: _joined(*_taken(event), _by(event)),
     "ClockStepped": lambda event: f"by {event['by_us'] / 1_000_000:+.1f} s",
     "ClockTrusted": _by,
     "LogRestored": lambda event: f"of {event['previous_log']}, which had come to {event['marked_seq']}",

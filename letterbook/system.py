@@ -198,13 +198,7 @@ class System:
         await unit.run(self._draining, self.config.server.drain_seconds)
 
     async def _ingest(self) -> None:
-        delivery = self.config.delivery
-        policy = Policy(
-            max_age_us=int(delivery.max_age_seconds * MICROSECONDS),
-            default_priority=delivery.default_priority,
-            message_bytes_max=delivery.max_message_mb * MB,
-        )
-        await run_ingest(self._submissions, self.store, policy, self.retention.clock_row)
+        await run_ingest(self._submissions, self.store, accepting_policy(self.config), self.retention.clock_row)
 
     async def _control(self) -> None:
         await run_control(
@@ -426,6 +420,15 @@ def settings(config: Config) -> Settings:
         max_batch=config.delivery.max_batch,
         send_wait_seconds=config.delivery.send_wait_seconds,
         legacy_prefix=config.metrics.legacy_prefix,
+    )
+
+
+def accepting_policy(config: Config) -> Policy:
+    delivery = config.delivery
+    return Policy(
+        max_age_us=int(delivery.max_age_seconds * MICROSECONDS),
+        default_priority=delivery.default_priority,
+        message_bytes_max=delivery.max_message_mb * MB,
     )
 
 

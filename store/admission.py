@@ -15,6 +15,7 @@ from events.account import (
     AccountRemoved,
     AccountResumed,
     AccountSaved,
+    AccountSendsImported,
     AccountThrottled,
 )
 from events.attempt import AttemptEnded, AttemptInterrupted, AttemptStarted
@@ -22,9 +23,11 @@ from events.fact import OWN, Draft, Fact
 from events.lifecycle import NO_ATTEMPT, NOT_WAITING, OPEN, UNKNOWN, Refusal, follow, step_of
 from events.message import (
     ContentErased,
+    FirstFact,
     MessageAccepted,
     MessageExpedited,
     MessageFailed,
+    MessageImported,
     MessageRejected,
     MessageRequeued,
     MessageRevised,
@@ -99,7 +102,7 @@ class Judge:
             kind = type(fact)
             if kind is AttemptEnded or kind is AttemptInterrupted:
                 attempts.append(fact.attempt)  # type: ignore[attr-defined]  # one of the two
-            elif isinstance(fact, MessageAccepted | MessageRejected):
+            elif isinstance(fact, FirstFact):
                 ids.append(fact.id)
             elif isinstance(fact, BatchFetched):
                 tokens.append(fact.token)
@@ -151,7 +154,7 @@ class Judge:
 
     def row(self, draft: Draft) -> MessageRow | None:
         """The message's row that a refusal shows to the asker."""
-        if isinstance(draft.fact, MessageAccepted | MessageRejected):
+        if isinstance(draft.fact, FirstFact):
             return self.known(draft.fact.id)
         return self._folding.message(draft.message) if draft.message else None
 
@@ -178,11 +181,11 @@ class Judge:
 
     def _first_fact(self, draft: Draft) -> Refusal | None:
         fact = draft.fact
-        assert isinstance(fact, MessageAccepted | MessageRejected)
+        assert isinstance(fact, FirstFact)
         known = self.known(fact.id)
         if known is None:
             return None
-        refusal = follow(known.state, type(fact).__name__)
+        refusal = follow(known.state, step_of(fact) or "")
         return refusal if isinstance(refusal, Refusal) else NOT_WAITING
 
     def _accepted(self, draft: Draft) -> Refusal | None:
@@ -368,6 +371,7 @@ Rule = Callable[[Judge, Draft], Refusal | None]
 _RULES: dict[type[Fact], Rule] = {
     MessageAccepted: Judge._accepted,
     MessageRejected: Judge._first_fact,
+    MessageImported: Judge._first_fact,
     MessageRevised: Judge._revised,
     MessageRequeued: Judge._requeued,
     MessageExpedited: Judge._expedited,
@@ -381,6 +385,7 @@ _RULES: dict[type[Fact], Rule] = {
     AccountPaused: Judge._paused,
     AccountResumed: Judge._paused,
     AccountThrottled: Judge._throttled,
+    AccountSendsImported: Judge._alive,
     RuleSaved: Judge._rule,
     RuleRemoved: Judge._rule,
     BatchFetched: Judge._fetched,

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from events.account import AccountSendsImported
 from events.attempt import RECIPIENTS_PER_ATTEMPT_MAX, AttemptEnded, AttemptInterrupted
+from events.fact import Entry
 from events.wire import decode_row
 
 from .beside import secret_name
@@ -33,8 +35,10 @@ WAITING_ACCOUNTS = "select account from totals where state = 'waiting' and n > 0
 OPEN_ATTEMPTS = "select attempt, message, account, revision, recipients, started_us from attempts order by attempt"
 ENDS_SINCE = (
     "select seq, at_us, kind, version, message, account, data from log"
-    " where seq > ? and at_us > ? and kind in ('AttemptEnded', 'AttemptInterrupted') order by seq"
+    " where seq > ? and at_us > ? and kind in ('AttemptEnded', 'AttemptInterrupted', 'AccountSendsImported')"
+    " order by seq"
 )
+"""What was imported within a minute tells of sends within it: those of before are in the same fact."""
 SLOTS = "select second, n from slots where account = ? and second > ? order by second"
 SECRET = "select sealed from secrets where name = ?"
 
@@ -203,12 +207,17 @@ def counted_as_of(
 
 def _ends_since(connection: sqlite3.Connection, since_us: int) -> list[tuple[int | None, int]]:
     rows = connection.execute(ENDS_SINCE, (_first_seq_since(connection, since_us), since_us))
-    ends = ((entry, entry.fact) for entry in map(decode_row, rows))
-    return [
-        (entry.account, entry.at_us)
-        for entry, fact in ends
-        if isinstance(fact, AttemptEnded | AttemptInterrupted) and counts_against_limits(fact)
-    ]
+    return [end for entry in map(decode_row, rows) for end in _ends_of(entry, since_us)]
+
+
+def _ends_of(entry: Entry, since_us: int) -> list[tuple[int | None, int]]:
+    fact = entry.fact
+    if isinstance(fact, AttemptEnded | AttemptInterrupted):
+        return [(entry.account, entry.at_us)] if counts_against_limits(fact) else []
+    # Somewhere within its second: the latest moment is never too early to send again.
+    assert isinstance(fact, AccountSendsImported)
+    ends = (((second + 1) * SECOND_US - 1, n) for second, n in fact.seconds)
+    return [(entry.account, end_us) for end_us, n in ends if end_us > since_us for _ in range(n)]
 
 
 def _first_seq_since(connection: sqlite3.Connection, since_us: int) -> int:

@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
+from events.account import AccountSendsImported
 from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Entry, Fact
 from events.message import MessageRevised, RetentionPassed
@@ -41,7 +42,7 @@ from .views.counts import (
     ResultRow,
     due_steps,
     result_of,
-    slot_of,
+    slots_of,
     total_steps,
 )
 from .views.messages import MessageRow
@@ -122,7 +123,9 @@ _DUES = tuple(
 _ADD_SLOT = (
     "insert into slots (account, slot, second, n) values (?, ?, ?, ?) on conflict (account, slot) do update"
     " set n = case when second = excluded.second then n + excluded.n else excluded.n end, second = excluded.second"
+    " where excluded.second >= second"
 )
+"""A later second takes the slot of an earlier one, in whatever order they are told."""
 _INSERT_RESULT = f"insert into results values ({', '.join('?' * len(ResultRow.__struct_fields__))})"
 _RETAIN_FIRST = {
     "reported": "delete from reported where up_to < ?",
@@ -159,7 +162,7 @@ _COUNT_DUE_ANEW = tuple(
 MOVES_WAITS = frozenset({ClockStepped, ClockTrusted})
 """Facts that can move all that waits."""
 
-_ENDS_OF_ATTEMPTS = frozenset({AttemptEnded, AttemptInterrupted})
+_WITH_SLOTS = frozenset({AttemptEnded, AttemptInterrupted, AccountSendsImported})
 
 
 class _Mark(Struct, frozen=True):
@@ -254,9 +257,9 @@ class Folding:
         for view in _TOUCHED[kind]:
             for key in view.keys(entry):
                 self._evolve(view, key, entry)
-        if kind in _ENDS_OF_ATTEMPTS:
-            if slot := slot_of(entry):
-                self._slots[slot] += 1
+        if kind in _WITH_SLOTS:
+            for account, second, n in slots_of(entry):
+                self._slots[account, second] += n
         elif isinstance(fact, RetentionPassed):
             # What is final by now: so it does not matter that the deletes wait for the end of the turn.
             self._pass_retention(min(fact.before, entry.seq))

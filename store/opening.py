@@ -345,6 +345,25 @@ def _open(path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], byt
     return _Opened(log_id, secrets, writer, MarkKeeper(path, log_id), decision, clock_row(connection))
 
 
+class Alone(Struct, frozen=True):
+    """A log that nobody else writes, without a recorder: for a command that writes once."""
+
+    log_id: str
+    secrets: Secrets
+    writer: Writer
+
+
+@contextmanager
+def open_alone(
+    path: Path, key_file: Path, clock: Clock, entropy: Callable[[int], bytes] = os.urandom
+) -> Iterator[Alone]:
+    """Hold the log, or make it, as a start does. Raises FileError (a service holds it, or its key) and OpeningError."""
+    with ExitStack() as stack:
+        opened = _open(path, key_file, clock, entropy, stack)
+        yield Alone(opened.log_id, opened.secrets, opened.writer)
+        opened.keeper.finish(opened.writer.last_seq, clock.now_us())
+
+
 @contextmanager
 def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     try:

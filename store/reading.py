@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from events.fact import Entry
 from events.lifecycle import OPEN
-from events.message import MessageAccepted, MessageRejected
+from events.message import FirstFact
 from events.rules import Rule
 from events.values import Status
 from events.wire import decode_row
@@ -289,7 +289,7 @@ def ids_of(connection: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, 
     found: dict[int, str] = dict(connection.execute(sql.IDS_OF_NUMBERS, (_json(wanted),)))
     if missing := wanted - found.keys():
         for entry in map(decode_row, connection.execute(sql.FIRST_FACTS, (_json(missing),))):
-            if isinstance(entry.fact, MessageAccepted | MessageRejected):
+            if isinstance(entry.fact, FirstFact):
                 found[entry.seq] = entry.fact.id
     return found
 

@@ -21,7 +21,7 @@ from sqlite_utils import Database
 
 from events.attempt import AttemptStarted
 from events.fact import Entry
-from events.message import MessageAccepted, MessageRejected
+from events.message import FirstFact
 from events.wire import decode_row
 
 from .folding import Folding
@@ -119,7 +119,7 @@ class Refolding:
     def _fold(self, entries: list[Entry]) -> None:
         folding = self._folding
         for entry in entries:
-            if isinstance(entry.fact, MessageAccepted | MessageRejected):
+            if isinstance(entry.fact, FirstFact):
                 folding.expect_new("messages", entry.seq)
             elif isinstance(entry.fact, AttemptStarted):
                 folding.expect_new("attempts", entry.seq)

@@ -29,6 +29,10 @@ TAIL_MAX = 100_000
 """Facts that a mark which cannot be written may be behind, before a step among them is not looked for."""
 
 
+_ORDERLY = ("ServiceStopped", "ImportFinished")
+"""The last facts of what ended as it should."""
+
+
 def survey(connection: sqlite3.Connection, mark: Mark | None, now_us: int) -> Situation:
     """The situation of a log that has been identified (`meta` holds its id)."""
     meta = dict(connection.execute(_META))
@@ -39,7 +43,7 @@ def survey(connection: sqlite3.Connection, mark: Mark | None, now_us: int) -> Si
         last_seq=last_seq,
         last_at_us=last_at_us,
         put_back=int(meta[PUT_BACK]) if PUT_BACK in meta else None,
-        stopped=kind == "ServiceStopped",
+        stopped=kind in _ORDERLY,
         mark=mark,
         stale_views=stale_views(meta),
         open_attempts=open_attempts,

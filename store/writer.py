@@ -18,7 +18,7 @@ from events.account import AccountRemoved
 from events.attempt import AttemptStarted
 from events.fact import OWN, Draft, Entry
 from events.lifecycle import Refusal
-from events.message import ContentErased, MessageAccepted, MessageRejected
+from events.message import ContentErased, FirstFact, MessageAccepted, MessageImported, MessageRejected
 from events.volume import VolumeRemoved, VolumeSaved
 from events.wire import decode_row, encode_data
 
@@ -31,7 +31,9 @@ from .views.messages import MessageRow
 PROBE_BYTES = 1_000_000
 """With less room than that the next few letters would find the disk full again."""
 
-_WITH_MORE = frozenset({AttemptStarted, MessageAccepted, MessageRejected, ContentErased, AccountRemoved, VolumeRemoved})
+_WITH_MORE = frozenset(
+    {AttemptStarted, MessageAccepted, MessageRejected, MessageImported, ContentErased, AccountRemoved, VolumeRemoved}
+)
 
 INCOMPLETE = Refusal("another fact of the same request did not fit")
 
@@ -61,6 +63,10 @@ class Declined(Struct, frozen=True):
     reason: str
     seq: int
     row: MessageRow | None = None
+
+
+class Incomplete(Exception):
+    """A fact did not fit, so that nothing was written; the text is the reason."""
 
 
 class Started(Struct, frozen=True):
@@ -201,6 +207,29 @@ class Writer:
             self._roll_back()
             raise
 
+    def turns_in_one(self, requests: Iterable[Request]) -> int:
+        """Many turns as one transaction: how many facts were written, all of them or, with an error, none.
+
+        Each request is a commit of its own in the chain, so memory holds one at a time, however many there are. What is
+        asked for in it is on the connection when the next one is taken from `requests`. Raises Incomplete where a
+        fact does not fit, and sqlite3.Error.
+        """
+        first = self.last_seq
+        self._begin()
+        try:
+            for request in requests:
+                turn = _Turn()
+                (recorded,) = self._take_all([request], turn)
+                if not recorded.complete:
+                    raise Incomplete(next(each for each in recorded.answers if isinstance(each, Declined)).reason)
+                self._hash = self._write(turn)
+            self.connection.execute("commit")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._last_at_us = self._at_us
+        return self.last_seq - first
+
     def _begin(self) -> None:
         self.connection.execute("begin immediate")
         self._at_us = max(self._last_at_us, self._now_us())
@@ -265,7 +294,7 @@ class Writer:
         if isinstance(fact, AttemptStarted):
             turn.starts.append(entry)
             self._folding.expect_new("attempts", entry.seq)
-        elif isinstance(fact, MessageAccepted | MessageRejected):
+        elif isinstance(fact, FirstFact):
             turn.ids.append((fact.id, entry.seq))
             self._judge.learn(fact.id, entry.seq)
             self._folding.expect_new("messages", entry.seq)

@@ -9,9 +9,11 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from events.account import AccountSendsImported
 from events.attempt import AttemptEnded, AttemptInterrupted
 from events.fact import Entry
 from events.lifecycle import FINAL
+from events.message import MessageImported
 from events.values import MICROSECONDS
 
 from .messages import MessageRow
@@ -121,16 +123,16 @@ def counts_against_limits(fact: AttemptEnded | AttemptInterrupted) -> bool:
     return any(outcome.status in ("delivered", "in_doubt") for outcome in fact.outcomes)
 
 
-def slot_of(entry: Entry) -> tuple[int, int] | None:
-    """(account, second) where an attempt that counts has ended."""
-    fact = entry.fact
-    if (
-        entry.account is not None
-        and isinstance(fact, AttemptEnded | AttemptInterrupted)
-        and counts_against_limits(fact)
-    ):
-        return entry.account, entry.at_us // MICROSECONDS
-    return None
+def slots_of(entry: Entry) -> Sequence[tuple[int, int, int]]:
+    """(account, second, how many): the transactions that count, of which the fact tells."""
+    fact, account = entry.fact, entry.account
+    if account is None:
+        return ()
+    if isinstance(fact, AttemptEnded | AttemptInterrupted) and counts_against_limits(fact):
+        return ((account, entry.at_us // MICROSECONDS, 1),)
+    if isinstance(fact, AccountSendsImported):
+        return [(account, second, n) for second, n in fact.seconds]
+    return ()
 
 
 STATUS_OF_FINAL = {"sent": "sent", "failed": "error", "rejected": "error"}
@@ -141,7 +143,10 @@ def result_of(before: MessageRow | None, after: MessageRow | None, entry: Entry)
     """The result that a fact brought, if it ended a message in a way that the application hears of."""
     if after is None or after.state not in FINAL or (before and before.state == after.state):
         return None
-    status = STATUS_OF_FINAL.get(after.state)
+    status, at_us = STATUS_OF_FINAL.get(after.state), entry.at_us
+    if isinstance(entry.fact, MessageImported):
+        at_us = entry.fact.ended_us
+        status = None if entry.fact.reported else status
     if status is None:
         return None
     return ResultRow(
@@ -150,7 +155,7 @@ def result_of(before: MessageRow | None, after: MessageRow | None, entry: Entry)
         after.account,
         after.id,
         status,
-        entry.at_us,
+        at_us,
         after.attempts,
         after.priority,
         after.revision,

@@ -17,6 +17,7 @@ from events.message import (
     MessageExpedited,
     MessageFailed,
     MessageHeld,
+    MessageImported,
     MessageRejected,
     MessageRequeued,
     MessageRevised,
@@ -115,6 +116,7 @@ ALL_OF = tuple(tuple(range(count)) for count in range(8))
 FACTS = (
     MessageAccepted,
     MessageRejected,
+    MessageImported,
     MessageRevised,
     MessageRequeued,
     MessageExpedited,
@@ -164,7 +166,7 @@ def _first(entry: Entry) -> MessageRow | None:
                 due_us=fact.due_us,
                 due_cause=None if asked_us is None else "asked",
                 expires_us=fact.expires_us,
-                created_us=entry.at_us,
+                created_us=entry.at_us if fact.created_us is None else fact.created_us,
                 updated_us=entry.at_us,
                 revision=entry.seq,
                 size=fact.size,
@@ -191,7 +193,33 @@ def _first(entry: Entry) -> MessageRow | None:
                 cause="rejected",
                 detail=fact.reason,
             )
+        case MessageImported() as fact:
+            return _imported(entry, fact)
     return None
+
+
+def _imported(entry: Entry, fact: MessageImported) -> MessageRow:
+    """What is known of a failure is about the whole message: one refused recipient stands for all."""
+    refused = (RecipientState("refused", ended=entry.seq),) if fact.ended == "failed" else ()
+    return MessageRow(
+        number=entry.message or entry.seq,
+        id=fact.id,
+        account=entry.account,
+        state=fact.ended,
+        priority=fact.priority,
+        due_us=fact.created_us,
+        due_cause=None,
+        expires_us=fact.created_us,
+        created_us=fact.created_us,
+        updated_us=entry.at_us,
+        revision=entry.seq,
+        size=0,
+        digests="",
+        recipients=_encode(refused).decode() if refused else "",
+        final_seq=entry.seq,
+        final_us=fact.ended_us,
+        cause="refused" if refused else None,
+    )
 
 
 def _asked_us(fact: MessageAccepted | MessageRevised, entry: Entry) -> int | None:

@@ -16,6 +16,8 @@ EXPECTED = {
     #                                         none  w i h s f x r
     "MessageAccepted": ("w", ". . . . . . ."),
     "MessageRejected": ("r", ". . . . . . ."),
+    "MessageImported sent": ("s", ". . . . . . ."),
+    "MessageImported failed": ("f", ". . . . . . ."),
     "MessageRevised": (".", "w . . . w w w"),
     "MessageRequeued": (".", ". . . . w . ."),
     "MessageExpedited": (".", "w . . . . . ."),

@@ -23,8 +23,8 @@ Commands that look (`log`, `show`, `pending`, `deferred`, `held`, `results`, `ac
 `rebuild --check`) read the file itself, of a running or a stopped service, and change nothing. `--db FILE` names it, or
 `--config FILE` the configuration that does; without both, `config.ini` of this folder counts, else the defaults.
 `send`, `tail`, `health`, `resolve`, `bulk`, `cleanup`, `status`, `suspend` and `activate` speak to the running service,
-at the address of the configuration or at `--url`. `backup` reads the file as well, and writes another. `rebuild` and
-`restore` write it, and are refused while the service runs.
+at the address of the configuration or at `--url`. `backup` reads the file as well, and writes another. `rebuild`,
+`restore` and `import` write it, and are refused while the service runs.
 
 Times are ISO 8601; without a zone they are in UTC, and so is every time that is shown.
 """

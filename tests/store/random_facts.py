@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from events.account import AccountSaved
 from events.fact import OWN, Draft, Entry, Fact
-from events.message import MessageAccepted, MessageRejected
+from events.message import FirstFact
 from events.wire import KINDS
 
 from .building import T0_US
@@ -49,7 +49,7 @@ def entries_of(drawn: list[tuple[Fact, int | None, int | None, int]]) -> list[En
     entries, at_us = [], T0_US
     for seq, (fact, message, account, step_us) in enumerate(drawn, 1):
         at_us += step_us
-        first = isinstance(fact, MessageAccepted | MessageRejected)
+        first = isinstance(fact, FirstFact)
         entries.append(Entry(seq, at_us, seq if first else message, account, fact))
     return entries
 
@@ -62,7 +62,7 @@ LOGS = st.lists(st.tuples(FACTS, st.none() | NUMBERS, st.none() | NUMBERS, STEPS
 
 def draft_of(drawn: tuple[Fact, int, int]) -> Draft:
     fact, message, account = drawn
-    own = isinstance(fact, MessageAccepted | MessageRejected)
+    own = isinstance(fact, FirstFact)
     return Draft(fact, OWN if own else message, OWN if isinstance(fact, AccountSaved) and account > 6 else account)
 
 

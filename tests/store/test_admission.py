@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountThrottled
+from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountSendsImported, AccountThrottled
 from events.attempt import AttemptInterrupted
 from events.fact import OWN, Draft, Entry
 from events.lifecycle import Refusal
@@ -13,6 +13,7 @@ from events.message import (
     DoubtResolved,
     MessageExpedited,
     MessageFailed,
+    MessageImported,
     MessageRejected,
     MessageRequeued,
     MessageWithdrawn,
@@ -104,6 +105,43 @@ def a_rejection_of_an_id_that_is_known(s):
 @case(None)
 def a_rejection_of_an_unknown_id_without_an_account(s):
     return REJECTED
+
+
+IMPORTED = Draft(MessageImported(id="a", ended="failed", ended_us=5, created_us=3), message=OWN)
+
+
+@case(None)
+def an_imported_id(s):
+    return IMPORTED
+
+
+@case("known id")
+def an_id_that_is_imported_and_known(s):
+    s.given(accepted("a"))
+    return IMPORTED
+
+
+@case("known id")
+def an_id_that_was_imported(s):
+    s.given(IMPORTED)
+    return accepted("a")
+
+
+@case(None)
+def new_content_for_what_had_failed_elsewhere(s):
+    return revise(s.given(IMPORTED), "a", ["x"], [0])
+
+
+@case("already sent")
+def new_content_for_what_was_sent_elsewhere(s):
+    sent = Draft(MessageImported(id="a", ended="sent", ended_us=5, created_us=3), message=OWN)
+    return revise(s.given(sent), "a", ["x"], [0])
+
+
+@case("no such account")
+def sends_of_an_account_that_is_gone(s):
+    s.given(about(AccountRemoved()))
+    return about(AccountSendsImported(seconds=((1, 2),)))
 
 
 @case(None)

@@ -32,8 +32,8 @@ def conserved(totals: dict[str, int], accepted_ever: int) -> bool:
 
 
 def accepted_ever(log) -> int:
-    """Messages that were accepted: at once, or with new content after a rejection."""
-    first = {entry.message for entry in log if entry.kind == "MessageAccepted"}
+    """Messages that were accepted: at once, elsewhere, or with new content after a rejection."""
+    first = {entry.message for entry in log if entry.kind in ("MessageAccepted", "MessageImported")}
     rejected = {entry.message for entry in log if entry.kind == "MessageRejected"}
     return len(first | {entry.message for entry in log if entry.kind == "MessageRevised" and entry.message in rejected})
 
@@ -109,6 +109,7 @@ def test_walks_see_all_there_is():
             reasons |= set(walker.refused)
     assert {"RetentionPassed", "DoubtResolved", "MessageRevised", "AttemptInterrupted", "BatchFetched"} <= kinds
     assert {"MessageRequeued", "MessageExpedited", "ContentErased"} <= kinds
+    assert {"MessageImported", "AccountSendsImported"} <= kinds
     assert {"reached meanwhile", "other revision", "token seen", "unreported", "account paused", "suspended"} <= reasons
     assert {"content erased", "content needed", "not failed", "not put off"} <= reasons
 

@@ -12,6 +12,7 @@ from events.account import (
     AccountPaused,
     AccountRemoved,
     AccountResumed,
+    AccountSendsImported,
     AccountThrottled,
     RelayReached,
     RelayUnreachable,
@@ -25,6 +26,7 @@ from events.message import (
     MessageExpedited,
     MessageFailed,
     MessageHeld,
+    MessageImported,
     MessageRejected,
     MessageRequeued,
     MessageRevised,
@@ -62,6 +64,7 @@ class Walker:
         self._tokens = 0
         # Of its own: what meets what in a walk without rules took some tuning.
         self._rules = random.Random(0)
+        self._imports = random.Random(0)
 
     def _tick(self) -> int:
         # Now and then the clock is set back, and now and then nothing happens for a day.
@@ -71,6 +74,7 @@ class Walker:
     def walk(self, turns: int) -> None:
         for _ in range(turns):
             requests = [self._request() for _ in range(self.chance.randint(1, 4))]
+            requests += [Request((draft,), {}) for draft in self._imported()]
             result = self.writer.turn(requests)
             self.log += result.entries
             for recorded in result.recorded:
@@ -132,6 +136,22 @@ class Walker:
 
     def _reject(self) -> Draft:
         return Draft(MessageRejected(id=self.chance.choice(IDS), reason="missing to"), message=OWN)
+
+    def _imported(self) -> list[Draft]:
+        """Now and then something comes over: a message of its own id or of another's, and what an account has sent."""
+        chance, account = self._imports, self._imports.randint(1, 9)
+        if chance.random() > 0.1:
+            return []
+        name, second = chance.choice((*IDS, "i0", "i1", "i2", "i3", "i4")), self.now_us // 1_000_000
+        fact = MessageImported(
+            id=name,
+            ended=chance.choice(("sent", "failed")),
+            ended_us=5,
+            created_us=3,
+            reported=chance.random() < 0.5,
+        )
+        seconds = tuple(sorted((second - chance.randint(0, 86_399), 1) for _ in range(3)))
+        return [Draft(fact, message=OWN), Draft(AccountSendsImported(seconds=seconds), account=account)]
 
     def _revise(self) -> Draft:
         row = self._row()
