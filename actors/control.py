@@ -5,8 +5,8 @@ removal no attempt starts, since admission sees the fact. Commands about many me
 attempts go between two steps. What it reads may be out of date when it is recorded; a message that moved meanwhile
 is handed back with its row and decided again, ROUNDS_MAX times at most.
 
-Letting go of what was reported may take a minute. It runs beside the other commands, so that `suspend` never waits
-for it, and a stop ends it between two steps.
+Letting go of what was reported may take a minute. It runs beside the other commands, CLEANUPS_MAX at most, so that
+`suspend` never waits for it, and a stop ends it between two steps.
 
 It cannot stop an attempt that is under way: a message in flight is marked, and the mark counts when the attempt ends.
 """
@@ -50,12 +50,18 @@ from .volumes import opened_config, save_volume, volume_differs
 logger = logging.getLogger("letterbook.control")
 
 ROUNDS_MAX = 3
+CLEANUPS_MAX = 4
+"""Only one lets go at a time; a few may wait for it, and whoever asks again because the answer is late must not make a
+long line of them."""
+
 ACCOUNT_ID_CHARACTERS_MAX = 200
 """It is a label of metrics and a part of paths, so it stays short."""
 
 DEFAULT_TTL_S = 300
 
 Answer = dict[str, Any]
+
+CLEANING = "messages are being let go of already: ask again when that has been answered"
 
 
 class Saving(Struct, frozen=True):
@@ -207,10 +213,12 @@ async def run_control(
     actor = ControlActor(store, run_now, let_go, max_age_us)
     async with trio.open_nursery() as beside:
         async for control in controls:
-            if isinstance(control.command, commands.CleanupMessages):
+            if not isinstance(control.command, commands.CleanupMessages):
+                await _answer(actor, control)
+            elif len(beside.child_tasks) < CLEANUPS_MAX:
                 beside.start_soon(_answer, actor, control)
             else:
-                await _answer(actor, control)
+                control.reply.put(Unavailable(CLEANING))
         beside.cancel_scope.cancel()
 
 

@@ -137,6 +137,10 @@ class PoolPlan:
         self._answered.discard(place.relay)
         return True
 
+    def serves(self, place: Place) -> bool:
+        """Whether a connection stands that was made from the same words as this place."""
+        return any(each.shape == place.shape and _stands(each) for each in self._places)
+
     def yields(self, place: Place, now_us: int) -> bool:
         """Whether a connection that has ended its attempt gives up its place to a starving account."""
         if len(self._starving) <= self._leaving():
@@ -270,7 +274,7 @@ class PoolPlan:
 
     def _standing(self, relay: str) -> int:
         """How many connections to a relay serve, and will go on."""
-        return sum(place.relay == relay and place.phase != "connecting" and not place.leaving for place in self._places)
+        return sum(place.relay == relay and _stands(place) for place in self._places)
 
     def _leaving(self) -> int:
         return sum(place.leaving and place.kind == "serving" for place in self._places)
@@ -294,6 +298,10 @@ class PoolPlan:
                 spare[place.account] -= 1
                 leaving += 1
                 yield place
+
+
+def _stands(place: Place) -> bool:
+    return place.phase != "connecting" and not place.leaving
 
 
 def _worth(place: Place) -> tuple[int, int]:

@@ -10,18 +10,17 @@ and while the clock is doubted (`store/views/clock.py`) lets nothing expire and 
 expire a queue. Removed accounts are swept all the same, for that depends on no clock. Whoever else must know of the
 doubt asks here (`clock_row`), for here it is known in the very moment in which the clock is followed.
 
-Letting go can also be asked for (cleanup-messages), with another age; one at a time, so that every message is counted
-once. Whoever asks is believed, whatever the clock has done.
+Letting go has a loop of its own, for it may take minutes, and what else a round does may not wait so long. It can also
+be asked for (cleanup-messages), with another age; one at a time, so that every message is counted once. Whoever asks is
+believed, whatever the clock has done.
 
 A message in flight under a removed account is left to its attempt; when that has ended, the next round finds it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
-from msgspec import Struct
-from msgspec.structs import replace
 
 from events.fact import Draft, Entry
 from events.message import ContentErased, MessageFailed, RetentionPassed
@@ -46,34 +45,14 @@ RETENTION = "retention"
 TOKENS_KEPT_S = 30 * 86_400.0
 """An upstream that offers a batch again after a month in which it could not hear of it is none."""
 
+REFUSED_STEPS_MAX = 3
+"""A step is refused where one of its messages was queued again since it was read: it is read again so often, and each
+time another person would have to have come in between."""
+
 AGE_S_MAX = 100_000_000_000.0
 """Three thousand years: an older age is taken for this one, and fits the arithmetic."""
 
 DOUBT = "; for an hour nothing expires, and nothing that was asked for later goes early: set the clock if it is wrong"
-
-
-class State(Struct, frozen=True):
-    """Moments on the monotonic clock: when to compare clocks and to let go next."""
-
-    compare_at_us: int = 0
-    retain_at_us: int = 0
-
-
-class Round(Struct, frozen=True):
-    """What a round is for, beside sweeping."""
-
-    compare: bool
-    retain: bool
-
-
-def plan(state: State, now_us: int) -> tuple[Round, State]:
-    """The round of this moment (monotonic), and the state after it."""
-    this = Round(now_us >= state.compare_at_us, now_us >= state.retain_at_us)
-    if this.compare:
-        state = replace(state, compare_at_us=now_us + int(COMPARE_EVERY_S * MICROSECONDS))
-    if this.retain:
-        state = replace(state, retain_at_us=now_us + int(RETAIN_EVERY_S * MICROSECONDS))
-    return this, state
 
 
 def expiries(found: Sequence[Expired], now_us: int) -> list[Draft]:
@@ -109,7 +88,8 @@ class Retention:
         self._store = store
         self._keep_s = keep_s
         self._letting_go = trio.Lock()
-        self._state = State(compare_at_us=store.clock.monotonic_us() + int(COMPARE_EVERY_S * MICROSECONDS))
+        self._compare_at_us = 0
+        self._look_later()
         self._clock_row = store.clock_row
 
     def clock_row(self) -> ClockRow:
@@ -122,26 +102,39 @@ class Retention:
         return self._clock_row.doubted(self._store.clock.now_us())
 
     async def run(self) -> None:
-        """A round every ROUND_S, for ever. While nothing can be recorded, rounds do nothing."""
+        """Rounds and letting go, for ever. While nothing can be recorded, they do nothing."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._again_and_again, self._round, ROUND_S)
+            nursery.start_soon(self._again_and_again, self._retain, RETAIN_EVERY_S)
+
+    async def _again_and_again(self, what: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
             try:
-                await self.round()
+                await what()
             except NotRecorded as error:
                 logger.info("nothing was ended this time: %s", error)
-            await trio.sleep(ROUND_S)
+            await trio.sleep(every_s)
 
-    async def round(self) -> None:
-        """Whatever is due now."""
-        this, self._state = plan(self._state, self._store.clock.monotonic_us())
-        if this.compare:
+    async def _round(self) -> None:
+        """Compare the clocks where it is time, then end whatever is due to end."""
+        if self._store.clock.monotonic_us() >= self._compare_at_us:
+            self._look_later()
             await self._compare_clocks()
         self._clock_row = await self._store.read(clock_row)
         await self._sweep()
         if not self.doubted:
             await self._expire()
-        if this.retain and not self.doubted:
+
+    async def _retain(self) -> None:
+        """Let go of what is kept no longer; not beside somebody who asked for it, for the next time is soon enough."""
+        if self.doubted:
+            return
+        if not self._letting_go.locked():
             await self.let_go(None, RETENTION)
-            await self._forget_tokens()
+        await self._forget_tokens()
+
+    def _look_later(self) -> None:
+        self._compare_at_us = self._store.clock.monotonic_us() + int(COMPARE_EVERY_S * MICROSECONDS)
 
     async def _compare_clocks(self) -> None:
         moved_us = self._store.clock.step()
@@ -182,15 +175,18 @@ class Retention:
         """Let go of what was reported so long ago (None: as configured), a step at a time; how many messages.
 
         RetentionPassed is judged like any fact: past what is unreported it is refused, and so is the whole step where
-        one of its messages was queued again meanwhile.
+        one of its messages was queued again meanwhile. Then it is read again, without that one.
         """
         age_s = self._keep_s if older_than_s is None else older_than_s
         before_us = self._store.clock.now_us() - int(min(age_s, AGE_S_MAX) * MICROSECONDS)
-        gone = 0
+        gone = refused = 0
         async with self._letting_go:
-            while step := await self._store.read(finished, before_us):
+            while refused < REFUSED_STEPS_MAX and (step := await self._store.read(finished, before_us)):
                 recorded = await self._store.record(lettings(step, by), whole=True)
-                gone += len(step.letters) if recorded.complete else 0
-                if not (step.more and recorded.complete):
+                if not recorded.complete:
+                    refused += 1
+                    continue
+                gone += len(step.letters)
+                if not step.more:
                     break
         return gone

@@ -277,6 +277,9 @@ class SenderPool:
     async def _failed(self, place: Place, account: AccountRow, trouble: RelayTrouble) -> None:
         if self._plan.refused(place, self._store.clock.monotonic_us()):
             await self._note_unreachable(account, trouble.reason, trouble.code, trouble.text)
+        elif not self._plan.serves(place):
+            # Other accounts are at this relay, so it is no trouble of the relay's: nothing else would say it.
+            _say_trouble(account, trouble.reason, trouble.text)
 
     async def _connect(self, account: AccountRow) -> Connection:
         sealed = await self._store.read(sealed_credentials, account.number)
@@ -492,7 +495,7 @@ class SenderPool:
 
     async def _note_unreachable(self, account: AccountRow, reason: str, code: int | None, text: str) -> None:
         if fact := self._unreachable(account, reason, code):
-            logger.warning("relay %s:%s of account %s: %s (%s)", account.host, account.port, account.id, text, reason)
+            _say_trouble(account, reason, text)
             await self._note(fact, account)
 
     async def _note_reached(self, account: AccountRow) -> None:
@@ -509,6 +512,10 @@ class SenderPool:
             logger.warning("the state of relay %s:%s is not in the log now", account.host, account.port)
             return False
         return True
+
+
+def _say_trouble(account: AccountRow, reason: str, text: str) -> None:
+    logger.warning("relay %s:%s of account %s: %s (%s)", account.host, account.port, account.id, text, reason)
 
 
 def _interrupted(connection: Connection) -> _Came:

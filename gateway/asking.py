@@ -1,5 +1,6 @@
 """Commands that only ask: each is one reading of one moment."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,16 @@ from msgspec import Struct
 from events.values import MICROSECONDS
 from events.wire import KINDS
 from store import reading, replay
+from store.faults import Fault, faults_of
 
 from . import answers, lists, metrics, queries
 from .door import Door
-from .errors import Answer, Trouble, bad
+from .errors import Answer, Trouble, bad, unavailable
 from .lists import Look
 from .tickets import EXPIRES_S
 from .writing import Call
+
+logger = logging.getLogger("letterbook.gateway")
 
 
 async def health(door: Door, call: Call) -> Answer:
@@ -187,14 +191,22 @@ async def audit_at(door: Door, call: Call) -> Answer:
 
 
 def _look_back(path: Path, log: str, asked: queries.At) -> Any:
-    """The view as of the moment. Raises Trouble 404 outside the log."""
+    """The view as of the moment. Raises Trouble 404 outside the log, 503 where the file cannot be read.
+
+    A page of long ago may be damaged, or the disk full of what is refolded: no reason to end what delivers today.
+    """
     time_us = None if asked.time is None else int(asked.time * MICROSECONDS)
     try:
-        with replay.at(path, seq=asked.seq, time_us=time_us, progress=_breathe) as moment:
+        with faults_of(path), replay.at(path, seq=asked.seq, time_us=time_us, progress=_breathe) as moment:
             look = Look(moment.at_us, log, back=True)
             return VIEWS[asked.view](moment.connection, look, asked)
     except replay.OutsideLogError as error:
         raise Trouble(404, f"{error}") from None
+    except Fault as fault:
+        if not fault.known:
+            raise
+        logger.error("a past moment cannot be looked at: %s", fault)
+        raise unavailable("the log cannot be read as of that moment: the service's own lines say why") from None
 
 
 def _breathe(seq: int, of: int) -> None:

@@ -28,6 +28,9 @@ LEASE = "letterbook.lease"
 
 NDJSON = b"application/x-ndjson"
 
+ENCODED = "Content-Encoding is not taken: send the body as it is, not compressed"
+"""A small body that becomes a large one would pass every bound of this module."""
+
 Streamed = Callable[[Mapping[str, str], Lease, Receive], Awaitable[Answer | None]]
 """What takes a body line by line: given the query, a lease for what it holds, and where the bytes come from."""
 
@@ -65,9 +68,10 @@ class Front:
     async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
         lease = Lease(self._bodies)
         streamed = self._streamed.get(scope["path"]) if _is_ndjson(scope) else None
-        request = _Request(receive, send, lease, declared=0 if streamed else _content_length(scope))
+        length = _content_length(scope)
+        request = _Request(receive, send, lease, declared=0 if streamed else length)
         try:
-            if refused := self._refusal(scope, request.declared, lease):
+            if refused := self._refusal(scope, length, lease, streamed is not None):
                 await request.answer(refused)
                 return
             if streamed:
@@ -87,19 +91,27 @@ class Front:
         if answer:
             await request.answer(answer)
 
-    def _refusal(self, scope: Message, length: int | None, lease: Lease) -> Answer | None:
-        """Why the request is not even read; a body that is too large by its own word is the application's to refuse."""
+    def _refusal(self, scope: Message, length: int | None, lease: Lease, streamed: bool) -> Answer | None:
+        """Why the request is not even read. A body that is too large by its own word is the application's to refuse,
+        and one that is streamed leases as it comes."""
         if scope["path"] not in self._open_paths:
             address = (scope.get("client") or ("", 0))[0]
             if answer := refusal(self._gate, deciding_headers(scope["headers"]), address):
                 return answer
-        fits = length is None or length > self._max or lease.grow(length)
+        if length != 0 and _is_encoded(scope):
+            return error(415, ENCODED)
+        fits = streamed or length is None or length > self._max or lease.grow(length)
         return None if fits else error(503, MEMORY)
 
 
 def _is_ndjson(scope: Message) -> bool:
     kinds = [value for name, value in scope["headers"] if name == b"content-type"]
     return scope["method"] == "POST" and len(kinds) == 1 and kinds[0].partition(b";")[0].strip().lower() == NDJSON
+
+
+def _is_encoded(scope: Message) -> bool:
+    encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
+    return any(each.strip().lower() not in (b"", b"identity") for each in encodings)
 
 
 def _content_length(scope: Message) -> int | None:

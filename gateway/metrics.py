@@ -93,14 +93,16 @@ class Metrics:
                 self._count_end(fact.next, account_id)
             case MessageFailed() | MessageRejected():
                 self._errors.labels(account_id).inc()
-            case DoubtResolved(resolution="sent"):
-                self._sent.labels(account_id).inc()
             case DoubtResolved(resolution="error"):
                 self._errors.labels(account_id).inc()
             case AccountThrottled():
                 self._limited.labels(account_id).inc()
             case MessageAccepted() | MessageRevised():
                 self._accepted.inc()
+
+    def called_sent(self, status: str, account_id: str) -> None:
+        """Count a message that a person has called sent: by what it came to, for some may have been refused before."""
+        (self._sent if status == "sent" else self._errors).labels(account_id).inc()
 
     def _count_end(self, next_step: str, account_id: str) -> None:
         match next_step:

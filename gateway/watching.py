@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from events.account import AccountSaved, AccountThrottled
 from events.fact import Entry
-from events.message import MessageAccepted, MessageImported, MessageRejected
+from events.message import DoubtResolved, MessageAccepted, MessageImported, MessageRejected
 from store import reading
+from store.endings import endings
 from store.following import Batch
 from store.opening import Store
 from store.views import DISPATCH
@@ -69,6 +70,7 @@ class Watch:
                 task_status.started()
                 async for batch in batches:
                     self._take(batch)
+                    await self._count_called_sent(batch)
             nursery.cancel_scope.cancel()
 
     async def _count_backlog(self) -> None:
@@ -88,6 +90,14 @@ class Watch:
         self._ring([entry.message for entry in batch.entries if entry.message in self._waiters])
         if any(isinstance(entry.fact, AccountThrottled) for entry in batch.entries):
             self._ring(list(self._waiters))
+
+    async def _count_called_sent(self, batch: Batch) -> None:
+        """What a person's word came to, only the views know."""
+        called = {entry.seq: entry.message or 0 for entry in batch.entries if _called_sent(entry)}
+        if called:
+            for ending in await self._store.read(endings, min(called), max(called), called):
+                if ending.seq in called:
+                    self._metrics.called_sent(ending.status, ending.account_id or "")
 
     def _learn(self, entry: Entry) -> None:
         match entry.fact:
@@ -141,6 +151,10 @@ class Watch:
             for number, message_id in found.items():
                 self._name(number, message_id)
         return known
+
+
+def _called_sent(entry: Entry) -> bool:
+    return isinstance(entry.fact, DoubtResolved) and entry.fact.resolution == "sent"
 
 
 class Waiter:

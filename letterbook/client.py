@@ -65,6 +65,9 @@ def _ask(target: Target, method: str, path: str, body: Mapping[str, Any] | None)
         url = f"{target.url}{path}"
         response = httpx.request(method, url, json=body, headers=headers, timeout=timeout, trust_env=False)
         answer = msgspec.json.decode(response.content, type=dict[str, Any])
+    except httpx.ReadTimeout as error:
+        words = f"{target.url} has not answered yet: what was asked for may be done all the same"
+        raise Failure(f"{words}; see `letterbook status` before asking again") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Failure(f"{target.url} does not answer ({error}): is the service running?") from error
     except msgspec.MsgspecError as error:

@@ -85,15 +85,19 @@ def suspend(as_json: bool, url: str | None, config_path: Path | None) -> None:
     type=click.Choice(CHOICES),
     help="After a restored backup, where it must be said: put the mail that waits aside for a person, or send it.",
 )
+@click.option("--trust-clock", is_flag=True, help="The clock is right, where `status` names it as a reason.")
 @json_option
 @url_option
 @config_option
-def activate(restored: str | None, as_json: bool, url: str | None, config_path: Path | None) -> None:
+def activate(restored: str | None, trust_clock: bool, as_json: bool, url: str | None, config_path: Path | None) -> None:
     """Let attempts start again.
 
     Some of what waits in a restored backup may have been sent after the backup was made; nobody can know from it.
     """
-    answer = _tell("/commands/activate", {} if restored is None else {"restored": restored}, url, config_path)
+    said: dict[str, Any] = {} if restored is None else {"restored": restored}
+    if trust_clock:
+        said["trust_clock"] = True
+    answer = _tell("/commands/activate", said, url, config_path)
     if as_json:
         print_json(answer)
     else:

@@ -4,7 +4,8 @@ Operating errors of every layer become a Failure here. What is none is a bug, an
 """
 
 import errno
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -33,6 +34,21 @@ def one_line() -> Iterator[None]:
         if len(lines) == len(leaves):
             raise Failure(lines[min(leaves, key=_is_consequence)]) from error
         raise
+
+
+@contextmanager
+def last_words(say: Callable[[bytes], None]) -> Iterator[None]:
+    """The same for a service, whose last line goes the way of all its lines (`line_writer.py`): a standard error that
+    nobody reads must not keep alive what a manager waits to start again. So it is with the traceback of a bug."""
+    try:
+        with one_line():
+            yield
+    except click.ClickException as failure:
+        say(f"letterbook: {failure.format_message()}\n".encode(errors="backslashreplace"))
+        raise SystemExit(failure.exit_code) from failure
+    except Exception as bug:
+        say(traceback.format_exc().encode(errors="backslashreplace"))
+        raise SystemExit(1) from bug
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -76,6 +76,10 @@ class Lines:
         self.written["info"] += len(lines)
         self._writer.put(b"".join(lines), len(lines))
 
+    def say(self, line: bytes) -> None:
+        """Lines as they are, in neither form."""
+        self._writer.put(line, line.count(b"\n"))
+
     def close(self) -> None:
         self._writer.close()
 

@@ -119,7 +119,7 @@ def bulk(
     where = {
         "account_id": account,
         "status": status,
-        "priority": int(priority) if priority and priority.isdigit() else priority,
+        "priority": int(priority) if priority and priority.isdecimal() else priority,
         "before_ts": None if before is None else before / 1_000_000,
         "to_domain": to_domain,
         "subject_contains": subject,

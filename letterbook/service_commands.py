@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .failures import Failure, one_line
+from .failures import Failure, last_words, one_line
 from .printing import print_json
 from .sources import config_option, configured
 
@@ -27,7 +27,7 @@ def serve(config_path: Path | None) -> None:
         from .serving import serve_until_signalled
 
         logger = logging.getLogger("letterbook")
-        with heard(config.logging.level, config.logging.format) as lines:
+        with heard(config.logging.level, config.logging.format) as lines, last_words(lines.say):
             if not config.server.api_token:
                 logger.warning("without [server] api_token everyone on this machine may call the API")
             trio.run(serve_until_signalled, config, lambda serving: logger.info("listening on %s", serving.url), lines)

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trustme
 
-from actors.control import STEP, Credentials, run_control, save_account, tls_mode
+from actors.control import CLEANUPS_MAX, STEP, Credentials, run_control, save_account, tls_mode
 from actors.network import ca_file_fault
 from actors.retention import Retention
 from events.attempt import AttemptStarted
@@ -331,6 +331,20 @@ async def test_letting_go_is_asked_for_with_an_age_and_keeps_nobody_waiting(tmp_
         assert sorted(asked, key=str) == [(5.0, "tester"), (None, "tester")] and not answers
         may_end.set()
     assert answers == [{"ok": True, "removed": 7}] * 2
+
+
+async def test_whoever_asks_again_and_again_to_let_go_makes_no_line(tmp_path, autojump_clock):
+    async def never(older_than_s, by):
+        await trio.sleep_forever()
+
+    async with controlling(tmp_path, let_go=never) as (_, ask), trio.open_nursery() as nursery:
+        for _ in range(CLEANUPS_MAX):
+            nursery.start_soon(ask, CleanupMessages())
+        await trio.testing.wait_all_tasks_blocked()
+        refused = await ask(CleanupMessages())
+        assert isinstance(refused, Unavailable) and "ask again" in str(refused)
+        assert await ask(Suspend()) == {"ok": True, "active": False}
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_stop_ends_what_runs_beside_the_others_and_says_so(tmp_path, autojump_clock):

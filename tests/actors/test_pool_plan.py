@@ -163,6 +163,16 @@ def test_a_relay_that_takes_no_further_connection_is_crowded_and_not_down():
     assert len(given.plan(a1=9).connect) == 2
 
 
+def test_a_connection_made_from_other_words_is_known_not_to_stand():
+    """Two accounts at one relay, and one of them wants TLS that the relay does not have."""
+    given = Given(account(1), account(2, host="relay1", tls="implicit"))
+    (first,) = given.grow(a1=1)
+    (other,) = given.plan(a1=1, a2=1).connect
+    assert other.relay == first.relay
+    assert given.pool.serves(first) and not given.pool.serves(other)
+    assert given.pool.refused(other, NOW_US) is False
+
+
 def test_a_relay_of_which_nothing_stands_is_down():
     given = Given(account(1))
     (place,) = given.plan(a1=1).connect

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from actors.reporter import count_as_reported
-from actors.retention import RETAIN_EVERY_S, TOKENS_KEPT_S, Retention, State, expiries, lettings, plan
+from actors.retention import REFUSED_STEPS_MAX, RETAIN_EVERY_S, TOKENS_KEPT_S, Retention, expiries, lettings
 from events.account import AccountRemoved
 from events.attempt import AttemptEnded
 from events.fact import OWN, Draft
@@ -63,15 +63,6 @@ async def retaining(folder, keep_s=100.0):
 
 
 # Pure: given a state, at a moment, then.
-
-
-def test_a_round_compares_expires_and_lets_go_each_at_its_time():
-    this, after = plan(State(), 5 * S)
-    assert (this.compare, this.retain) == (True, True)
-    this, _ = plan(after, 6 * S)
-    assert (this.compare, this.retain) == (False, False)
-    this, _ = plan(after, 15 * S)
-    assert (this.compare, this.retain) == (True, False)
 
 
 def test_the_age_is_in_the_fact_and_never_negative():
@@ -294,8 +285,8 @@ async def test_without_upstream_results_are_reported_kept_and_let_go_in_steps(tm
 async def test_a_step_of_retention_leaves_a_message_alone_that_was_queued_again_meanwhile(
     tmp_path, autojump_clock, monkeypatch
 ):
-    """Between its look and its facts somebody has failed mail tried again: nothing of the step is written, and the next
-    one lets go of the rest."""
+    """Between its look and its facts somebody has failed mail tried again: nothing of the step is written, and it is
+    read again without that message."""
     async with opened(tmp_path) as store:
         await save_account(store)
         again, gone = await accept(store, "again", "gone")
@@ -312,12 +303,50 @@ async def test_a_step_of_retention_leaves_a_message_alone_that_was_queued_again_
 
         monkeypatch.setattr(store, "record", overtaken)
         retention = Retention(store, 0)
-        assert await retention.let_go(0, "me") == 0
-        assert await states(store) == {"again": "waiting", "gone": "failed"}
         assert await retention.let_go(0, "me") == 1
         assert await states(store) == {"again": "waiting"}
         erased = [entry.fact.letters for entry in await facts(store) if isinstance(entry.fact, ContentErased)]
         assert erased == [((gone, gone),)]
+
+
+async def test_a_step_that_is_refused_again_and_again_is_left_for_the_next_time(tmp_path, autojump_clock, monkeypatch):
+    async with opened(tmp_path) as store:
+        await save_account(store)
+        await finish(store, "gone")
+        await store.record([Draft(ResultsReported(up_to=store.last_seq))])
+        record, asked = store.record, []
+
+        async def refused(drafts, **fields):
+            asked.append(drafts)
+            return await record([*drafts, Draft(RetentionPassed(before=store.last_seq + 9))], **fields)
+
+        monkeypatch.setattr(store, "record", refused)
+        assert await Retention(store, 0).let_go(0, "me") == 0 and len(asked) == REFUSED_STEPS_MAX
+
+
+async def test_while_much_is_let_go_of_mail_still_expires_and_clocks_are_compared(
+    tmp_path, autojump_clock, monkeypatch
+):
+    """Letting go may take minutes, by itself or because somebody asked for it."""
+    async with retaining(tmp_path, keep_s=0) as (store, retention), trio.open_nursery() as nursery:
+        await finish(store, "gone")
+        await accept(store, "waiting", expires_us=T0_US + 100 * S)
+        await store.record([Draft(ResultsReported(up_to=store.last_seq))])
+        record = store.record
+
+        async def slow(drafts, **fields):
+            if any(isinstance(draft.fact, RetentionPassed) for draft in drafts):
+                await trio.sleep(1000)
+            return await record(drafts, **fields)
+
+        monkeypatch.setattr(store, "record", slow)
+        nursery.start_soon(retention.let_go, 0, "me")
+        await trio.sleep(10 + RETAIN_EVERY_S)
+        store.clock.jump(10 * S)
+        await trio.sleep(40)
+        assert await stepped(store) == [10 * S]
+        assert await states(store) == {"gone": "sent", "waiting": "failed"}
+        nursery.cancel_scope.cancel()
 
 
 # For days
@@ -394,11 +423,11 @@ async def test_with_a_dead_upstream_nothing_unreported_goes(tmp_path, autojump_c
 
 async def test_the_tokens_of_batches_are_kept_for_a_month(tmp_path, autojump_clock):
     assert TOKENS_KEPT_S == 30 * 86_400
-    async with retaining(tmp_path) as (store, retention):
+    async with retaining(tmp_path) as (store, _):
         await store.record([Draft(BatchFetched(token=f"t{n}", messages=0)) for n in range(STEP + 5)])
         seen_us = store.clock.now_us()
         store.clock.now_us = lambda: seen_us + int((TOKENS_KEPT_S - 1) * S)
-        await retention.round()
+        await trio.sleep(RETAIN_EVERY_S + 2)
         assert len(await rows(store, "select token from tokens")) == STEP + 5
         store.clock.now_us = lambda: seen_us + int((TOKENS_KEPT_S + 1) * S)
         await trio.sleep(RETAIN_EVERY_S + 2)

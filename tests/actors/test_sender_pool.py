@@ -367,3 +367,17 @@ async def test_a_relay_is_not_left_alone_for_as_long_as_a_wrong_clock_said(folde
         async with running(store, {"a": relay}):
             await trio.sleep(400)
     assert relay.received == 1
+
+
+async def test_an_account_whose_own_words_keep_it_from_a_living_relay_is_named(
+    folder: Path, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others have connections to the relay, so it is not unreachable, and no fact says why this one's mail waits."""
+    relay = CaptureRelay()
+    async with delivering(folder, {"a": relay}) as (store, _, _):
+        await accept(store, await save(store, "a", name="one"))
+        await ends(store)
+        await accept(store, await save(store, "a", name="two", tls="starttls-required"))
+        await trio.sleep(100)
+        assert "of account two: " in caplog.text and "(starttls)" in caplog.text
+        assert not await of_kind(store, "RelayUnreachable")

@@ -87,7 +87,7 @@ async def test_a_clock_that_steps_by_a_year_loses_nothing(service):
         await it.add([mail("a year ago", account_id="one")])
         await it.until_results(2)
         assert (await it.message("later"))["deferred_ts"] == later
-        await it.post("/commands/activate", {"trust_clock": True})
+        assert (await it.run("activate", "--trust-clock", "--url", it.url)).code == 0
         await it.until("/status", lambda answer: "clock" not in answer["reasons"])
         await it.kill()
 

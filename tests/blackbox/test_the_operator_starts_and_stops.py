@@ -18,14 +18,14 @@ DRAIN_S = 20
 
 async def until_in_flight(it, relay):
     """Wait until the relay holds the message and has not answered."""
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         await relay.until_received(1)
     assert (await it.status())["in_flight"] == 1
 
 
 async def until_heard(it):
     """It has heard the signal when it says that it is stopping, or takes nobody any more."""
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         try:
             while (await it.client.get("/ready")).status_code == 200:
                 await trio.sleep(LOOK_S)

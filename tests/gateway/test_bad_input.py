@@ -3,6 +3,7 @@
 That every row of the table of commands refuses the same wrongs is tried in tests/letterbook/test_both_doors.py.
 """
 
+import gzip
 import json
 from contextlib import asynccontextmanager
 
@@ -236,3 +237,17 @@ async def test_an_upgrade_with_h2c_is_answered_as_http_1(tmp_path):
     async with running(tmp_path) as service, service.client() as client:
         headers = {"Upgrade": "h2c", "Connection": "Upgrade, HTTP2-Settings", "HTTP2-Settings": "AAMAAABk"}
         assert (await client.get("/health", headers=headers)).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+async def test_a_body_that_is_compressed_is_refused_before_it_is_read(tmp_path, kind):
+    async with running(tmp_path) as service, service.client() as client:
+        path, content = "/commands/add-messages", gzip.compress(b'{"messages": []}')
+        for encoding in ("gzip", "Identity, br", "zstd"):
+            headers = {"Content-Type": kind, "Content-Encoding": encoding}
+            sentence = assert_error(await client.post(path, content=content, headers=headers), 415)["error"]
+            assert sentence.startswith("Content-Encoding is not taken: ")
+        headers = {"Content-Type": kind, "Content-Encoding": "identity"}
+        assert (await client.post(path, content=b'{"messages": []}', headers=headers)).status_code == 200
+        assert (await client.get("/status", headers={"Content-Encoding": "gzip"})).status_code == 200
+        assert service.door.bodies.held == 0

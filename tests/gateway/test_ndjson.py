@@ -1,6 +1,7 @@
 """NDJSON: bytes become lines however they come, and lines become decisions, in bounded memory."""
 
 import json
+import tracemalloc
 from contextlib import aclosing
 
 import pytest
@@ -8,6 +9,7 @@ import trio
 
 from events.commands import Decision
 from gateway import ndjson
+from gateway.bodies import Bodies, Lease
 from gateway.ndjson import BATCH_BYTES_MAX, LINE_BYTES_MAX, REJECTED_SHOWN_MAX, Line, Lines, Taken
 from gateway.settings import Settings
 from store.recorder import BYTES_A_TURN_MAX, FACTS_A_TURN_MAX
@@ -71,6 +73,46 @@ def test_of_a_line_that_is_too_long_nothing_is_kept():
     for _ in range(1000):
         assert lines.feed(b"x" * 10) == [] and lines.held <= MOST
     assert lines.feed(b"\n") == [Line(1, None)] and lines.held == 0
+
+
+def test_a_line_in_tiny_parts_takes_no_more_memory_than_it_has_bytes():
+    lines, size = Lines(), 200_000
+    tracemalloc.start()
+    try:
+        for start in range(0, size, 2):
+            lines.feed(b"%02d" % (start % 90))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert lines.held == size and most < 4 * size
+
+
+class AtOnce:
+    """A door behind which every item is taken at once; when each was handed over."""
+
+    def __init__(self):
+        self.settings = Settings()
+        self.stopping = trio.Event()
+        self.handed = []
+
+    async def submit(self, items, by, lease, **fields):
+        self.handed += [(bytes(item), trio.current_time()) for item in items]
+        return tuple(Decision(None, 1, seq=1) for _ in items)
+
+
+async def test_no_line_waits_longer_for_company_than_it_lingers_however_steadily_others_come(autojump_clock):
+    door, came, numbers = AtOnce(), {}, iter(range(50))
+
+    async def receive():
+        await trio.sleep(0.15)
+        if (number := next(numbers, None)) is None:
+            return {"type": "http.request"}
+        came[b"%d" % number] = trio.current_time()
+        return {"type": "http.request", "body": b"%d\n" % number, "more_body": True}
+
+    stream = ndjson._Stream(door, "test", Lease(Bodies(1_000_000)))
+    assert await stream.take(receive) and stream.taken.queued == 50
+    assert max(at - came[item] for item, at in door.handed) <= ndjson.LINGER_S + 0.001
 
 
 def test_the_limits_fit_together():

@@ -1,5 +1,7 @@
 """Every route over real HTTP: what it answers when it is asked well."""
 
+import sqlite3
+
 import trio
 
 from events.account import AccountSaved, AccountThrottled, RelayUnreachable
@@ -253,7 +255,7 @@ async def test_a_long_poll_answers_when_there_is_something(tmp_path):
         async def poll(query):
             answers.append((await client.get(f"/events?after=1&wait=20&{query}")).json())
 
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(poll, "kind=AttemptEnded")
                 end = await service.send("a")
@@ -265,7 +267,7 @@ async def test_a_filtered_long_poll_answers_after_one_stretch_before_the_end(tmp
     monkeypatch.setattr(reading, "EVENT_ROWS_MAX", 2)
     async with running(tmp_path) as service, service.client() as client:
         await service.send("a")
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             page = (await client.get("/events?after=0&wait=20&kind=AccountPaused")).json()
         assert page["events"] == [] and page["next"] == 2
 
@@ -286,9 +288,30 @@ async def test_a_look_back_ends_with_its_client(tmp_path, monkeypatch):
         await service.send("a")
         with trio.move_on_after(0.3):
             await client.get("/audit/at?seq=1&view=pending")
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not pages or pages[-1] != "ended" or service.door.audits.borrowed_tokens:
                 await trio.sleep(0.01)
+
+
+async def test_a_look_back_at_what_is_damaged_is_no_bug_and_ends_nothing(tmp_path, monkeypatch, caplog):
+    def damaged(path, *, seq, time_us, progress):
+        connection = sqlite3.connect(path)
+        connection.execute("pragma writable_schema = on")
+        connection.execute("update sqlite_master set rootpage = 999999 where name = 'log'")
+        connection.execute("pragma writable_schema = reset")
+        connection.execute("select max(at_us) from log").fetchall()
+
+    async with running(tmp_path) as service, service.client() as client:
+        await service.send("a")
+        with monkeypatch.context() as patch:
+            copy = tmp_path / "copy.db"
+            with sqlite3.connect(service.store.path) as live, sqlite3.connect(copy) as target:
+                live.backup(target)
+            patch.setattr(replay, "at", lambda path, **fields: damaged(copy, **fields))
+            answer = await client.get("/audit/at?seq=1&view=pending")
+        assert answer.status_code == 503 and "cannot be read" in answer.json()["error"]
+        assert "is damaged: keep a copy" in caplog.text and "Traceback" not in caplog.text
+        assert (await client.get("/audit/at?seq=1&view=pending")).status_code == 200
 
 
 async def test_a_secret_that_cannot_be_unsealed_hides_its_user_alone(tmp_path):
@@ -381,6 +404,21 @@ async def test_the_past_has_the_same_shapes(tmp_path):
         assert (await client.get("/audit/at?seq=1&view=message&id=a")).status_code == 404
         for query in ("view=pending", "seq=1&time=1&view=pending", "seq=1&view=message", "seq=1&view=else"):
             assert (await client.get(f"/audit/at?{query}")).status_code == 400
+
+
+async def test_metrics_count_what_was_called_sent_by_what_it_came_to(tmp_path):
+    """Called sent, a message of which a recipient was refused before has failed all the same."""
+    async with running(tmp_path) as service, service.client() as client:
+        for name, statuses in (("whole", ("in_doubt",)), ("half", ("in_doubt", "refused"))):
+            number = await service.accept(name, to=[f"r{each}@example.org" for each in range(len(statuses))])
+            attempt = await service.start(number, recipients=tuple(range(len(statuses))))
+            outcomes = [Outcome(index, status) for index, status in enumerate(statuses)]
+            await service.end(number, attempt, *outcomes, then="held", cause="in_doubt")
+            assert (await client.post(f"/messages/{name}/resolve", json={"as": "sent"})).status_code == 200
+        counted = {f'asyncmail_{each}_total{{account_id="default"}} 1.0' for each in ("sent", "errors")}
+        with trio.fail_after(30):
+            while not counted <= set((await client.get("/metrics")).text.splitlines()):
+                await trio.sleep(0.01)
 
 
 async def test_metrics_count_and_conserve(tmp_path):

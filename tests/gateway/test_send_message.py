@@ -22,7 +22,7 @@ async def sending(service, client, act, **fields):
     async def post():
         answers.append(await client.post("/commands/send-message", json=message(**fields)))
 
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             async with service.store.follow(service.store.last_seq) as batches:
                 nursery.start_soon(post)
@@ -170,7 +170,7 @@ async def test_a_client_that_goes_away_has_sent_all_the_same(tmp_path):
             await client.post("/commands/send-message", json=message(id="gone"))
         assert service.door.bodies.held > 0
         service.holding.set()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not service.door.watch.message_ids:
                 await trio.lowlevel.checkpoint()
         assert list(service.door.watch.message_ids.values()) == ["gone"]

@@ -23,7 +23,7 @@ HEADERS = [("X-API-Token", TOKEN)]
 async def streaming(service, query="", headers=HEADERS):
     """A client's websocket; its `take(n)` gives the next n facts, heartbeats apart."""
     url = f"ws://127.0.0.1:{service.port}/events/stream{query}"
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         async with open_websocket_url(url, extra_headers=headers) as socket:
             try:
                 yield socket
@@ -197,10 +197,10 @@ async def test_a_client_that_does_not_answer_a_close_is_cut_off(tmp_path, monkey
             # A text frame of 2^20 bytes, of which 70,000 come.
             frame = b"\x81\xff\x00\x00\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00"
             await stream.send_all(frame + b"x" * 70_000)
-            with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
                 while data := await stream.receive_some():
                     got += data
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while service.door.streams:
                     await trio.sleep(0.01)
         assert b"\x88\x02\x03\xf1" in got
@@ -212,10 +212,10 @@ async def test_a_client_that_sends_before_the_upgrade_is_refused_and_leaves_noth
         got = b""
         async with await trio.open_tcp_stream("127.0.0.1", service.port) as stream:
             await stream.send_all(OPENING % TOKEN.encode() + b"\x81\x80\x00\x00\x00\x00")
-            with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
                 while data := await stream.receive_some():
                     got += data
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while service.door.streams:
                     await trio.sleep(0.01)
         assert b" 400 " in got and b'"ok":false' in got
@@ -226,7 +226,7 @@ async def test_compression_is_not_offered(tmp_path):
         stream = await trio.open_tcp_stream("127.0.0.1", service.port)
         wish = b"\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
         await stream.send_all((OPENING % TOKEN.encode()).removesuffix(b"\r\n\r\n") + wish)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             answer = await stream.receive_some()
         assert b" 101 " in answer and b"extensions" not in answer.lower()
         await trio.aclose_forcefully(stream)
@@ -294,7 +294,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(tmp_path):
                 if closing == "abort":
                     await trio.aclose_forcefully(socket._stream)
             await service.send(closing)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while service.door.streams:
                     await trio.sleep(0.01)
 
@@ -312,7 +312,7 @@ async def test_a_client_that_takes_nothing_does_not_delay_the_stop(tmp_path):
         assert service.door.streams == 1
         started = trio.current_time()
         service.door.stopping.set()
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             while service.door.streams:
                 await trio.sleep(0.01)
         assert trio.current_time() - started < settings.CLOSE_S_MAX + 1

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import httpx
@@ -234,6 +234,24 @@ def test_a_port_in_use_is_said_in_one_line(service, tmp_path):
     other.mkdir()
     said = run("serve", cwd=other, code=1, LETTERBOOK_SERVER_PORT=url.rpartition(":")[2]).stderr
     assert "another process listens there" in said.splitlines()[-1]
+
+
+def test_a_service_that_cannot_go_on_ends_although_nobody_reads_its_lines(tmp_path, relay):
+    configure(tmp_path, relay)
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
+    nowhere = environment({"LETTERBOOK_STORAGE_DB_PATH": f"{tmp_path}/no folder/l.db"})
+    with subprocess.Popen(command("serve"), cwd=tmp_path, env=nowhere, stderr=write) as process:
+        try:
+            assert process.wait(END_S) == 1
+        finally:
+            process.kill()
+    os.close(read)
+    os.close(write)
 
 
 def dropped_lines(client: httpx.Client) -> int:
