@@ -20,7 +20,7 @@ CATCHES_EVERYTHING: dict[str, str] = {
     "actors/sender_pool.py": "A bug while composing or sending costs one attempt, not the other senders'.",
     "actors/supervision.py": "A crash is what it is for.",
     "store/recorder.py": "The writer's thread hands what ended a turn to the task that waits for it, which raises it.",
-    "letterbook/failures.py": "A bug that ends the service is told as all its lines are, which never wait for a reader.",
+    "letterbook/failures.py": "A bug that ends the service is told as all its lines are: they wait for no reader.",
 }
 """path -> why `except Exception` stands there; everywhere else an unexpected error is a bug for supervision.
 
