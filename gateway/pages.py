@@ -1,7 +1,8 @@
 """What the service says of itself over HTTP: the API's description, and the same as a page for people.
 
 Both are open, since they tell nothing of any mail. They are made once, when they are first asked for, and in a thread:
-what takes a few dozen milliseconds must not hold up the mail.
+what takes a few dozen milliseconds must not hold up the mail. Nor is what makes them imported before: most starts are
+never asked.
 """
 
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,6 @@ from functools import cache
 
 import trio
 
-from . import docs_page, openapi
 from .errors import JSON, Answer
 
 Page = Callable[[str], Awaitable[Answer]]
@@ -31,10 +31,14 @@ PAGES: dict[str, Page] = {"/openapi.json": show_description, "/docs": show_docs}
 
 @cache
 def _description(version: str) -> Answer:
+    from . import openapi
+
     return Answer(openapi.description(version), content_type=JSON)
 
 
 @cache
 def _docs(version: str) -> Answer:
+    from . import docs_page, openapi
+
     headers = (("Content-Security-Policy", docs_page.POLICY), *docs_page.HEADERS)
     return Answer(docs_page.page(openapi.document(version)), content_type=openapi.HTML, headers=headers)

@@ -220,6 +220,13 @@ async def test_both_pages_are_open_and_hold_the_packages_version(tmp_path):
             assert (await client.post(path, headers=AUTH)).status_code == 405
 
 
+async def test_a_whole_number_with_a_fraction_is_refused_as_the_description_says(tmp_path):
+    assert "`7`, not `7.0`" in DOCUMENT["info"]["description"]
+    async with running(tmp_path) as service, service.client() as client:
+        answer = await client.post("/account", content=b'{"id":"a","host":"relay.example","port":25.0}')
+        assert answer.status_code == 400 and "$.port" in answer.json()["error"]
+
+
 # The page
 
 
