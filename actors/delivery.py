@@ -13,6 +13,7 @@ At the end `stop` lets no new grant out, and gives attempts under way until a de
 their ends recorded by how far they had come.
 """
 
+import datetime as dt
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ from .rate_limiter import RateLimiter, Refused, limits_of
 from .scheduler import WINDOW_MAX, Candidate, Plan, Scheduler, Wanted
 from .sender_pool import DeliveryPolicy, SenderPool
 from .smtp.retry import BACKOFF_SECONDS_MAX
+from .timetable import Timetable
 
 logger = logging.getLogger("letterbook.delivery")
 
@@ -72,6 +74,7 @@ class Delivery:
         longest_sleep_s: float = 5.0,
         disk_low: Callable[[], bool] = lambda: False,
         expiry: Callable[[], bool] = lambda: True,
+        timetable: Timetable | None = None,
     ) -> None:
         self._store = store
         self._policy = policy
@@ -80,7 +83,8 @@ class Delivery:
         self._disk_low = disk_low
         self._expiry = expiry
         self._limiter = RateLimiter()
-        self._scheduler = Scheduler(batch_size)
+        self._timetable = timetable or Timetable(dt.UTC, store.clock)
+        self._scheduler = Scheduler(batch_size, self._timetable)
         self._demand: dict[int, Wanted] = {}
         self._bell = Bell()
         self.pool = SenderPool(store, network, policy, chance, self._scheduler, self, lambda: self._demand)
@@ -110,7 +114,9 @@ class Delivery:
         self._bell.ring()
 
     def run_now(self) -> None:
-        """Look again at once, and probe relays that are known unreachable."""
+        """Look again at once, at what is due by now whatever the rules say, and probe relays that are known
+        unreachable."""
+        self._timetable.pass_over()
         self._bell.ring()
         self.pool.probe_now()
 
@@ -195,6 +201,7 @@ class Delivery:
                     self._scheduler.fold(entry)
                     if isinstance(entry.fact, ClockStepped):
                         self._ahead_us += entry.fact.by_us
+                        self._timetable.move()
                 self._tell_pool(batch)
                 if self._scheduler.stirs(self._credit):
                     self._bell.ring()

@@ -4,6 +4,8 @@ It promises that a batch with a token is stored once, however often it is offere
 after it is on disk. It cannot save a batch without a token from a crash between the upstream's answer and our commit:
 such a batch was given to us once and nowhere else says so.
 
+Where rules are in force, it asks at their ticks (`timetable.py`), and goes on within one while there is more.
+
 An outage costs nothing but time: it waits longer each time, five minutes at most. What is no batch of messages is one
 line in the log and a wait, never a crash; and an upstream that offers the same batch again right after its token was
 echoed is waited for too, for asking again at once would never end. In test mode it waits to be rung.
@@ -24,6 +26,7 @@ from events.commands import Decision, Dropped, Reply, Submission
 from store.secrets import Secrets
 
 from .bell import Bell
+from .timetable import Timetable
 from .upstream import Answered, Line, Trouble, back_off_s, call, shown
 
 logger = logging.getLogger("letterbook.fetcher")
@@ -99,9 +102,12 @@ def submissions_of(batch: Sequence[msgspec.Raw], token: str | None, batch_max: i
         yield Submission(items=items, by=UPSTREAM, reply=Reply(), token=token)
 
 
+_now = trio.current_time
+
+
 class Fetcher:
     """`url` is the one below which /fetch-messages stands; `bell` is rung by run-now,
-    `accepting` says whether mail is taken at all."""
+    `accepting` says whether mail is taken at all, and by the `timetable` it is fetched when mail goes."""
 
     def __init__(
         self,
@@ -117,6 +123,7 @@ class Fetcher:
         bell: Bell | None = None,
         line: Line | None = None,
         accepting: Callable[[], bool] = lambda: True,
+        timetable: Timetable | None = None,
     ) -> None:
         self._client = client
         self._url = f"{url.rstrip('/')}/fetch-messages"
@@ -130,12 +137,12 @@ class Fetcher:
         self._line = line or Line()
         self._failing = False
         self._accepting = accepting
+        self._timetable = timetable
 
     async def run(self) -> None:
         """Fetch until cancelled, or until ingest takes nothing any more."""
         state = State()
-        if self._test_mode:
-            await self.bell.wait()
+        await self._rest(math.inf if self._test_mode else 0)
         while True:
             try:
                 outcome = await self.fetch(state.token)
@@ -145,18 +152,34 @@ class Fetcher:
             self._failing = state.failures > 0
             if self._failing:
                 text = outcome.text if isinstance(outcome, Trouble) else "it offers again what it was told is stored"
-                self._line.trouble(self._url, text, wait_s)
+                self._line.trouble(self._url, text, self._moment(wait_s, at_once=False) - _now())
             else:
                 self._line.fine(self._url)
-            until = math.inf if self._test_mode and wait_s else trio.current_time() + wait_s
-            await self.bell.wait(until)
-            if state.failures and trio.current_time() < until:
+            rung = await self._rest(math.inf if self._test_mode and wait_s else wait_s)
+            if rung and state.failures:
                 state = State(state.token)
 
     def mail_waits(self) -> None:
-        """The upstream has said so: fetch at once, unless it is being left alone for a while."""
-        if not self._failing:
+        """The upstream has said so: fetch at once, unless it is being left alone for a while or by the rules."""
+        if not self._failing and self._moment(0, at_once=True) <= _now():
             self.bell.ring()
+
+    def _moment(self, wait_s: float, at_once: bool) -> float:
+        """When to fetch, where that would be in so many seconds without rules (Trio's clock)."""
+        moment = _now() + wait_s
+        if self._timetable is None or moment == math.inf:
+            return moment
+        return self._timetable.fetch_at(moment, at_once=at_once)
+
+    async def _rest(self, wait_s: float) -> bool:
+        """Until the next fetch is due; True where run-now rang before. Where the rules change, it is due otherwise."""
+        began = _now()
+        while True:
+            changes = self._timetable.changes if self._timetable else 0
+            moment = self._moment(max(0, wait_s - (_now() - began)), wait_s == 0)
+            await self.bell.wait(moment)
+            if self._timetable is None or changes == self._timetable.changes:
+                return _now() < moment
 
     async def fetch(self, token: str | None) -> Fetched | Trouble:
         """One request, with the token of the batch before, and everything it brought stored."""

@@ -15,11 +15,12 @@ comes back by `release` with the seq at which it was judged, and nothing of that
 follower has passed that seq.
 
 `plan` gives candidates: priority immediate first over all accounts, then round robin over the accounts, `batch_size`
-messages a turn. An account has a turn only while it has credit: connected senders that wait, less what is offered.
-One without credit is *hungry*, and the next sender of it that is ready wakes the loop. An account is passed by
-exactly where `events.waiting` gives a reason, and while it is *blocked*: the rate limiter refused one of its
-messages, so nothing more of it is offered until the moment that came with the refusal, the end of one of its
-attempts, a slot given back, or new limits. A refusal leaves the order alone, so nobody is overtaken.
+messages a turn. An account has a turn only while it has credit: connected senders that wait, less what is offered. One
+without credit is *hungry*, and the next sender of it that is ready wakes the loop. An account is passed by exactly
+where `events.waiting` gives a reason, a message where the rules keep it (`timetable.py`), and the account while it is
+*blocked*: the rate limiter refused one of its messages, so nothing more of it is offered until the moment that came
+with the refusal, the end of one of its attempts, a slot given back, or new limits. A refusal leaves the order alone, so
+nobody is overtaken.
 
 `plan` also says what is wanted: for each account how many connections could be used now. The sender pool opens them.
 Moments are of the clock as the facts that were folded say: a step of it counts from its fact, which also moves what
@@ -58,14 +59,17 @@ from events.message import (
     MessageRevised,
     MessageWithdrawn,
 )
-from events.schedule import DispatchActivated, DispatchSuspended
+from events.rules import EVERYTHING
+from events.schedule import DispatchActivated, DispatchSuspended, RuleRemoved, RuleSaved
 from events.service import ClockStepped, ClockTrusted
 from events.waiting import WaitingFor, why_account
 from store.dispatching import NEVER_US, QueueRow, Queues, UnitState, first_recipients
-from store.views import ACCOUNTS, DISPATCH, RELAYS
+from store.views import ACCOUNTS, DISPATCH, RELAYS, RULES
 from store.views.accounts import AccountRow, RelayRow
 from store.views.dispatch import ACTIVE, DispatchRow
 from store.views.messages import RETRIABLE
+
+from .timetable import Timetable
 
 WINDOW_MAX = 100
 """Messages kept an account and priority: three times the connections there are, so a refill is rarely waited for."""
@@ -77,7 +81,8 @@ loop for as long as it takes to take them in, and a reader for a fifth of a seco
 REFILL_BELOW = 40
 """A window that is incomplete is read again when fewer are left: what is left lasts while the read is under way."""
 
-_OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable, ClockStepped, ClockTrusted)
+_OPENING = (AccountSaved, AccountResumed, DispatchActivated, RelayReached, RelayUnreachable, ClockStepped, ClockTrusted,
+            RuleSaved, RuleRemoved)  # fmt: skip
 """Facts after which mail may go that could not before, a relay needs a probe, or moments are others."""
 
 _CLOSING = (AccountPaused, AccountRemoved, AccountThrottled, DispatchSuspended)
@@ -214,8 +219,10 @@ class _Leave(Struct, frozen=True):
 class Scheduler:
     """See the module's text. Moments are microseconds of the wall clock."""
 
-    def __init__(self, batch_size: int = 1) -> None:
+    def __init__(self, batch_size: int = 1, timetable: Timetable | None = None) -> None:
         self._batch_size = batch_size
+        self._timetable = timetable
+        self._release = EVERYTHING
         self._accounts: dict[int, _Account] = {}
         # Those that may have mail waiting: a plan looks at no others.
         self._live: dict[int, _Account] = {}
@@ -246,6 +253,8 @@ class Scheduler:
         self.position = state.seq
         self._moved = state.moved
         self._dispatch = state.dispatch
+        if self._timetable:
+            self._timetable.take(state.rules)
         self._relays = {row.key: row for row in state.relays}
         for row in state.accounts:
             known = self._accounts[row.number] = _Account(row, row.number not in state.waiting, state.seq)
@@ -292,7 +301,10 @@ class Scheduler:
     def _fold_rows(self, entry: Entry) -> None:
         kind = type(entry.fact)
         self._stirred |= kind in _OPENING or kind in _CLOSING
-        if isinstance(entry.fact, ClockStepped | ClockTrusted):
+        if kind in RULES.facts:
+            if self._timetable:
+                self._timetable.fold(entry)
+        elif isinstance(entry.fact, ClockStepped | ClockTrusted):
             self._stepped(entry, entry.fact)
         elif kind in ACCOUNTS.facts and entry.account is not None:
             self._fold_account(entry, entry.account)
@@ -514,6 +526,7 @@ class Scheduler:
         self._stirred = False
         self._disk_low = disk_low
         self._expiry = expiry
+        self._release = release = self._timetable.release(now_us) if self._timetable else EVERYTHING
         self._hungry.clear()
         self._woken.clear()
         self._barrier = math.inf
@@ -521,7 +534,7 @@ class Scheduler:
             return Plan((), {}, (), self._rest_until_us)
         demand: dict[int, Wanted] = {}
         refills: list[tuple[int, int, int]] = []
-        wakes: list[int] = []
+        wakes: list[int] = [] if release is EVERYTHING else [release.until_us]
         offers: list[Offer] = []
         for number, known in list(self._live.items()):
             windows = known.live_windows()
@@ -575,22 +588,29 @@ class Scheduler:
         """Note how many connections the account could use, and when its next message is due; whether one is now."""
         due = immediate = 0
         for priority, window in windows:
-            now = bisect_left(window.order, (now_us + 1, 0))
+            by_us = self._let_go_us(priority, now_us)
+            now = bisect_left(window.order, (by_us + 1, 0))
             due += now
             if priority == IMMEDIATE:
                 immediate = now
-            if now < len(window.order):
+            # What the rules keep is woken for with them, whenever it is due.
+            if now < len(window.order) and by_us == now_us:
                 wakes.append(window.order[now][0])
         # What is granted is counted twice until its attempt has begun: a connection too many is wanted for a moment.
         if connections := due + known.busy:
             demand[known.row.number] = Wanted(connections, immediate > 0)
         return due > 0
 
+    def _let_go_us(self, priority: int, now_us: int) -> int:
+        """By when mail of a priority must have been due to go now: what `Release.lets_go` says, for a whole window."""
+        return now_us if priority == IMMEDIATE else min(now_us, self._release.up_to_us)
+
     def _heads(self, known: _Account, now_us: int, priorities: range) -> Heads:
         for priority in priorities:
             window = known.windows[priority]
+            by_us = self._let_go_us(priority, now_us)
             for due_us, number in window.order:
-                if due_us > now_us:
+                if due_us > by_us:
                     break
                 if number not in self._out and number not in self._flying:
                     item = window.items[number]

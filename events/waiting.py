@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from .rules import EVERYTHING, Release
+
 Reason = Literal[
     "held",
     "restored",
@@ -53,6 +55,8 @@ class MessageLike(Protocol):
     def due_us(self) -> int: ...
     @property
     def due_cause(self) -> str | None: ...
+    @property
+    def priority(self) -> int: ...
 
 
 class AccountLike(Protocol):
@@ -81,9 +85,15 @@ NO_FREE_CONNECTION = WaitingFor("no_free_connection")
 
 
 def why_account(
-    account: AccountLike, relay: RelayLike | None, dispatch: DispatchLike, now_us: int, disk_low: bool = False
+    account: AccountLike,
+    relay: RelayLike | None,
+    dispatch: DispatchLike,
+    now_us: int,
+    disk_low: bool = False,
+    outside: WaitingFor | None = None,
 ) -> WaitingFor | None:
-    """What keeps all mail of an account from going now; None where nothing does."""
+    """What keeps all mail of an account from going now; None where nothing does. Rules keep some of it: what they say
+    of one message is `outside`."""
     if not dispatch.active:
         return WaitingFor("restored" if dispatch.restored else "suspended")
     if disk_low:
@@ -92,6 +102,8 @@ def why_account(
         return WaitingFor("account_paused")
     if account.throttled_until_us is not None and account.throttled_until_us > now_us:
         return WaitingFor("quota", account.throttled_until_us)
+    if outside:
+        return outside
     if relay is not None and relay.until_us is not None:
         return WaitingFor("relay_unreachable", relay.until_us)
     return None
@@ -105,6 +117,7 @@ def why(
     now_us: int,
     *,
     disk_low: bool = False,
+    release: Release = EVERYTHING,
     or_else: WaitingFor | None = NO_FREE_CONNECTION,
 ) -> WaitingFor | None:
     """Why this waiting or held message has not gone; None for one that is in flight or has ended."""
@@ -114,4 +127,6 @@ def why(
         return None
     if message.due_us > now_us:
         return WaitingFor(_DUE_REASONS.get(message.due_cause or "", "due_later"), message.due_us)
-    return why_account(account, relay, dispatch, now_us, disk_low) or or_else
+    lets_go = release.lets_go(message.priority, message.due_us)
+    outside = None if lets_go else WaitingFor("outside_rules", release.next_us)
+    return why_account(account, relay, dispatch, now_us, disk_low, outside) or or_else

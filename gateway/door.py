@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import trio
 from msgspec import Raw
@@ -58,6 +59,7 @@ class Door:
         remarks: Callable[[], Sequence[str]] = tuple,
         gauges: Callable[[], Mapping[str, float]] = dict,
         labelled: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
+        passed_us: Callable[[], int] = lambda: -1,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.store = store
@@ -78,10 +80,13 @@ class Door:
         self.remarks = remarks
         self._gauges = gauges
         self._labelled = labelled
+        self._passed_us = passed_us
+        self.zone = ZoneInfo(settings.timezone)
 
     def look(self) -> Look:
         """The present moment."""
-        return Look(self.store.clock.now_us(), self.store.log_id, self.disk_low())
+        clock = self.store.clock
+        return Look(clock.now_us(), self.store.log_id, self.disk_low(), zone=self.zone, passed_us=self._passed_us())
 
     # What is not ready
 

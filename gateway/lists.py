@@ -3,6 +3,7 @@
 Each takes a connection and a `Look`: the live one, or, for `audit/at`, the refolded one of a past moment.
 """
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from msgspec import Raw, Struct
 
 from events.fact import Entry
 from events.places import shown
+from events.rules import Release, release
 from events.values import Status
 from store import reading
 from store.beside import Credentials
@@ -25,27 +27,35 @@ from .event_json import event_json, expansions
 
 
 class Look(Struct, frozen=True):
-    """As of when, and what is not in the views: the log's id, and whether the disk is nearly full. A look back says
-    nothing of why mail waited, for what it waited for is not all in the log."""
+    """As of when, and what is not in the views: the log's id, whether the disk is nearly full, the rules' time zone and
+    when somebody was in a hurry last. A look back says nothing of why mail waited, for what it waited for is not all in
+    the log."""
 
     now_us: int
     log: str
     disk_low: bool = False
     back: bool = False
+    zone: dt.tzinfo = dt.UTC
+    passed_us: int = -1
+
+    def release(self, around: reading.Surroundings) -> Release:
+        """What the rules let go at this moment."""
+        return release(around.rules, self.zone, self.now_us, self.passed_us)
 
 
 def pending(connection: reading.Connection, look: Look, after: int, limit: int) -> answers.PendingList:
     page = reading.pending(connection, look.now_us, after, limit)
     around, beside = reading.surroundings(connection), reading.beside(connection, page.rows)
+    released = look.release(around)
     return answers.PendingList(
         ok=True,
-        pending=tuple(shapes.pending(row, beside, around, _reason(row, around, look)) for row in page.rows),
+        pending=tuple(shapes.pending(row, beside, around, _reason(row, around, look, released)) for row in page.rows),
         next=page.next,
     )
 
 
-def _reason(row: MessageRow, around: reading.Surroundings, look: Look) -> answers.Waiting | None:
-    return None if look.back else shapes.waiting_for(row, around, look.now_us, look.disk_low)
+def _reason(row: MessageRow, around: reading.Surroundings, look: Look, released: Release) -> answers.Waiting | None:
+    return None if look.back else shapes.waiting_for(row, around, look.now_us, look.disk_low, released)
 
 
 def deferred(connection: reading.Connection, look: Look, after: int, limit: int) -> answers.DeferredList:
@@ -118,7 +128,7 @@ def message(connection: reading.Connection, look: Look, message_id: str) -> answ
             states_of(row.recipients), shapes.envelope_of(beside, row.revision), beside, final=row.final_seq is not None
         ),
         timeline=_timeline(connection, row, around),
-        waiting_for=_reason(row, around, look),
+        waiting_for=_reason(row, around, look, look.release(around)),
     )
 
 

@@ -76,4 +76,5 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_backlog: int = 1_000_000
     max_batch: int = 1_000
     send_wait_seconds: float = 30.0
+    timezone: str = "UTC"
     legacy_prefix: Literal["asyncmail", "gmp"] = "asyncmail"

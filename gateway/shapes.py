@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from events.letter import Envelope
+from events.rules import Release
 from events.values import MICROSECONDS
 from events.waiting import WaitingFor, why
 from store.reading import Beside, Counts, Surroundings
@@ -114,12 +115,12 @@ def deferred_until_us(row: MessageRow, around: Surroundings, now_us: int) -> int
     return max(row.due_us, throttled_until_us(row, around, now_us) or 0)
 
 
-def waiting_for(row: MessageRow, around: Surroundings, now_us: int, disk_low: bool) -> Waiting | None:
+def waiting_for(row: MessageRow, around: Surroundings, now_us: int, disk_low: bool, release: Release) -> Waiting | None:
     """Why the message has not gone; None for one that is in flight or has ended."""
     account = around.accounts.get(row.account or 0)
     if account is None:
         return None
-    reason = why(row, account, around.relay_of(account), around.dispatch, now_us, disk_low=disk_low)
+    reason = why(row, account, around.relay_of(account), around.dispatch, now_us, disk_low=disk_low, release=release)
     return _waiting(reason) if reason else None
 
 

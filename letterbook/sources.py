@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -34,6 +35,7 @@ class Source(NamedTuple):
     db_path: Path
     key_file: Path | None = None
     min_free_mb: int = 0
+    timezone: str = "UTC"
 
     @property
     def disk_low(self) -> bool:
@@ -84,8 +86,9 @@ def find_source(config_path: Path | None, db: Path | None) -> Source:
     """The file that the options name. Raises ConfigError."""
     if db is not None:
         return Source(db)
-    storage = configured(config_path).storage
-    return Source(storage.db_path, storage.key_file, storage.min_free_mb)
+    config = configured(config_path)
+    storage = config.storage
+    return Source(storage.db_path, storage.key_file, storage.min_free_mb, config.scheduler.timezone)
 
 
 @contextmanager
@@ -107,4 +110,6 @@ def look_at(config_path: Path | None, db: Path | None) -> "Iterator[tuple[Connec
         from store.file_access import log_id, moment
 
         with moment(connection):
-            yield connection, Look(time.time_ns() // 1000, log_id(connection), source.disk_low), source
+            zone = ZoneInfo(source.timezone)
+            look = Look(time.time_ns() // 1000, log_id(connection), source.disk_low, zone=zone)
+            yield connection, look, source

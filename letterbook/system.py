@@ -23,6 +23,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import trio
@@ -42,6 +43,7 @@ from actors.reporter import Reporter, count_as_reported
 from actors.retention import Retention
 from actors.sender_pool import DeliveryPolicy
 from actors.supervision import keep
+from actors.timetable import Timetable
 from actors.upstream import Line, credentials
 from events import payloads
 from events.commands import (
@@ -69,6 +71,7 @@ from store.files import see_unlocked
 from store.housekeeping import MB, disk_low, figures
 from store.opening import OpeningError, Store, open_store
 from store.recorder import EndsGivenUp, NotRecorded
+from store.views.rules import NO_RULES
 from store.worklists import dispatch_row, living_accounts, rules_row
 
 from .config import Config
@@ -156,6 +159,7 @@ class System:
         self._disk = Disk(config, store)
         self.retention = Retention(store, config.delivery.delivery_report_retention_seconds)
         self.delivery: Delivery | None = None
+        self.timetable = Timetable(ZoneInfo(config.scheduler.timezone), store.clock)
         give_submissions, self._submissions = trio.open_memory_channel[Submission](SUBMISSIONS_MAX)
         give_controls, self._controls = trio.open_memory_channel[Control](CONTROLS_MAX)
         self._inlets = (give_submissions, give_controls)
@@ -163,6 +167,7 @@ class System:
         self._calls = {name: Line() for name in ("fetch", "report", "sync")}
         self._fetcher: Fetcher | None = None
         self._bells = {name: Bell() for name in ("fetcher", "reporter")}
+        self.timetable.listeners.append(self._bells["fetcher"].ring)
         self.door = Door(
             store,
             give_submissions,
@@ -174,6 +179,7 @@ class System:
             remarks=self._remarks,
             gauges=self._gauges,
             labelled=self._labelled,
+            passed_us=self.timetable.passed_us,
             entropy=world.entropy,
         )
 
@@ -190,6 +196,7 @@ class System:
             longest_sleep_s=config.delivery.send_interval_seconds,
             disk_low=lambda: self._no_room,
             expiry=lambda: not self.retention.doubted,
+            timetable=self.timetable,
         )
 
     async def _deliver(self) -> None:
@@ -226,6 +233,7 @@ class System:
             test_mode=config.delivery.test_mode,
             bell=self._bells["fetcher"],
             line=self._calls["fetch"],
+            timetable=self.timetable,
             accepting=lambda: not (self._no_room or self.door.over_backlog),
         )
         await self._fetcher.run()
@@ -310,6 +318,8 @@ class System:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything but HTTP, until `stop.asked`; then the layers end in reverse order. Raises GivenUp."""
         await self._say_what_was_found()
+        rules = await self.store.read(rules_row)
+        self.timetable.take(NO_RULES if rules is None else rules)
         async with telling(self.store, self.lines, self.config.logging.delivery_activity):
             async with trio.open_nursery() as house:
                 house.start_soon(self._keep_delivering)
@@ -419,6 +429,7 @@ def settings(config: Config) -> Settings:
         max_backlog=config.server.max_backlog,
         max_batch=config.delivery.max_batch,
         send_wait_seconds=config.delivery.send_wait_seconds,
+        timezone=config.scheduler.timezone,
         legacy_prefix=config.metrics.legacy_prefix,
     )
 

@@ -13,6 +13,7 @@ import trio.testing
 from actors.delivery import Delivery
 from actors.judgement import RetryPolicy
 from actors.sender_pool import DeliveryPolicy
+from actors.timetable import Timetable
 from events.account import AccountSaved
 from events.attempt import AttemptStarted
 from events.fact import OWN, Draft, Entry, Fact
@@ -64,12 +65,19 @@ class Meddling:
 
 @asynccontextmanager
 async def running(
-    store: Store | Meddling, relays: dict[str, Relay], *, drain_s: float = 25, seed: int = 1, **policy: Any
+    store: Store | Meddling,
+    relays: dict[str, Relay],
+    *,
+    drain_s: float = 25,
+    seed: int = 1,
+    timetable: Timetable | None = None,
+    **policy: Any,
 ) -> AsyncIterator[tuple[Delivery, World]]:
     """The unit over these relays; at the end it is stopped, and the relays end when it has."""
     async with trio.open_nursery() as outside:
         world = World(outside, relays)
-        unit = Delivery(store, world, DeliveryPolicy(**policy), random.Random(seed), longest_sleep_s=NO_SLEEP_S)
+        fields = {"longest_sleep_s": NO_SLEEP_S, "timetable": timetable}
+        unit = Delivery(store, world, DeliveryPolicy(**policy), random.Random(seed), **fields)
         stopping = trio.Event()
         async with trio.open_nursery() as inside:
             inside.start_soon(unit.run, stopping, drain_s)

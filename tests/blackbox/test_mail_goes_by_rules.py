@@ -1,10 +1,14 @@
 """Rules in a real process: kept in the log, asked for over HTTP, and they outlast a restart."""
 
 import json
+import time
 
 import pytest
+import trio
 
-from .service import service
+from letterbook.capture import CaptureRelay
+
+from .service import mail, service
 
 OFFICE = {"name": "office", "days": [0, 1, 2, 3, 4], "start_hour": 8, "end_hour": 18, "interval_minutes": 15}
 NIGHT = {"name": "night", "start_hour": 22, "end_hour": 6, "cross_midnight": True, "interval_minutes": 60}
@@ -72,3 +76,34 @@ async def test_a_start_that_its_configuration_forbids_is_one_line(tmp_path, sett
             (name,) = settings
             assert said.code == 1 and said.err.count("\n") == 1 and f"LETTERBOOK_{name}".upper() in said.err
         assert not it.db.exists()
+
+
+async def test_mail_waits_for_its_window_and_urgent_mail_does_not(tmp_path):
+    """A window twelve hours from now; then one that is open, and every minute a tick."""
+    hour = (time.gmtime().tm_hour + 12) % 24
+    relay = CaptureRelay()
+    async with trio.open_nursery() as nursery, service(tmp_path, delivery_send_interval_seconds=3600) as it:
+        await nursery.start(relay.serve)
+        await it.account("a", relay.port)
+        body = {"start_hour": hour, "end_hour": hour + 1, "interval_minutes": 60}
+        (rule,) = (await it.post("/commands/rules", body))["rules"]
+        await it.add([mail("waits", account_id="a"), mail("urgent", account_id="a", priority=0)])
+        await it.until_results(1)
+        for _ in range(2):
+            waits = (await it.message("waits"))["waiting_for"]
+            assert waits["reason"] == "outside_rules" and waits["until"] % 3600 == 0
+            shown = await it.run("pending")
+            assert "outside rules" in shown.out and "waits" in shown.out
+            await it.stop()
+            await it.start()
+        assert [result["id"] for result in await it.results()] == ["urgent"]
+        await it.post("/commands/run-now")
+        await it.until_results(2)
+        await it.add([mail("later", account_id="a")])
+        assert (await it.message("later"))["waiting_for"]["reason"] == "outside_rules"
+        opened = {"start_hour": 0, "end_hour": 24, "interval_minutes": 1}
+        assert (await it.client.patch(f"/commands/rules/{rule['id']}", json=opened)).status_code == 200
+        await it.until_results(3, within_s=150)
+        assert sorted(result["id"] for result in await it.results()) == ["later", "urgent", "waits"]
+        assert relay.received == 3
+        nursery.cancel_scope.cancel()

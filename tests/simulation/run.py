@@ -431,6 +431,8 @@ class Run:
         self._upstream.calm, self._upstream.gone = True, False
         if self._skew_s:
             self._jump(-self._skew_s)
+        if any(step.name == "schedule" for step in self._plan.steps):
+            await self._clients.act(Step(0, "schedule", {"rules": []}, insists=True))
         for step in (Step(0, "activate"), *(Step(0, "resumeAccount", {"id": name}) for name in self._plan.accounts)):
             await self._clients.act(step)
         await self._until_nothing_waits(LIMITED_S)

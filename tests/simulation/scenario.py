@@ -84,7 +84,7 @@ def scenario(seed: int) -> Scenario:
     chaos_s = float(chance.randint(*chance.choice(CHAOS_S)))
     writer = _Writer(chance, chaos_s, list(accounts), list(tempers))
     steps = [Step(0.5, "addAccount", fields, insists=True) for fields in accounts.values()]
-    steps += writer.posts() + writer.commands(accounts) + writer.weather()
+    steps += writer.posts() + writer.commands(accounts) + writer.weather() + _rules(stream(seed, "rules"), chaos_s)
     lives = tuple(_life(chance, chaos_s) for _ in range(chance.randint(*LIVES)))
     return Scenario(
         seed=seed,
@@ -153,6 +153,35 @@ def _life(chance: random.Random, chaos_s: float) -> LifePlan:
     if chance.random() < 0.5:
         return LifePlan(ending, "steps", int(10 ** chance.uniform(2, 4.5)), delivery)
     return LifePlan(ending, "seconds", chance.choice((0.5, 0.5, 1)) * chance.uniform(1, chaos_s), delivery)
+
+
+def _rules(chance: random.Random, chaos_s: float) -> list[Step]:
+    """In every third run: rules of minutes, and of hours that are not now, made, replaced and taken back at moments
+    that meet everything else. The runs begin at 22:13 UTC on a Tuesday."""
+    if chance.random() < 0.65:
+        return []
+    steps = []
+    for at in sorted(chance.uniform(0, chaos_s) for _ in range(chance.randint(1, 6))):
+        count = chance.choice((0, 1, 1, 1, 2, 3))
+        steps.append(Step(at, "schedule", {"rules": [_rule(chance) for _ in range(count)]}, insists=True))
+        if chance.random() < 0.3:
+            steps.append(Step(at + chance.uniform(0, 60), "run now"))
+    return steps
+
+
+def _rule(chance: random.Random) -> dict[str, Any]:
+    hours = chance.choice(
+        ({}, {}, {"start_hour": 22}, {"start_hour": 8, "end_hour": 18}, {"start_hour": 23, "end_hour": 2})
+    )
+    crosses = hours.get("end_hour", 24) <= hours.get("start_hour", 0)
+    return {
+        **hours,
+        "cross_midnight": crosses,
+        "interval_minutes": chance.choice((1, 2, 5, 15)),
+        "priority": chance.randint(0, 2),
+        "days": chance.choice((None, None, [1], [1, 2], [3])),
+        "enabled": chance.random() < 0.85,
+    }
 
 
 JUMPS_S = (3_600, 5 * 86_400, 365 * 86_400)

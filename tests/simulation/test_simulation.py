@@ -19,6 +19,7 @@ from tests.checkers import (
     refold,
     reports,
     resolved,
+    rules,
     starts,
     truth,
 )
@@ -28,7 +29,7 @@ from .observed import Observed
 from .run import simulate
 from .scenario import scenario
 
-CHECKERS = (clock, starts, truth, duplicates, forgotten, legal, limits, order, reports, resolved, followers)
+CHECKERS = (clock, starts, truth, duplicates, forgotten, legal, limits, order, reports, resolved, rules, followers)
 
 SEEDS_DEFAULT = 20
 LINES_SHOWN = 40
