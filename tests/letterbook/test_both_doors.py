@@ -161,7 +161,7 @@ async def chunks(content: bytes) -> AsyncIterator[bytes]:
 
 def too_large(command: Command) -> Iterator[Wrong]:
     if command.source == "body":
-        large = b'{"subject": "' + b"x" * (10 * BODY_BYTES_MAX) + b'"}'
+        large = b'{"subject": "' + b"x" * (4 * BODY_BYTES_MAX) + b'"}'
         yield Wrong({"content": large, "headers": JSON}, (413,))
         yield Wrong({"content": chunks(large), "headers": JSON}, (413,))
 
@@ -268,8 +268,8 @@ RIGHT = {"from": "a@example.org", "to": "b@example.org", "subject": "s", "body":
 
 def payloads(command: Command, values: Any) -> Iterator[dict[str, Any]]:
     """Each value in every field at once, and in each field alone among what is right: of those each field has its
-    share, since all of them in all would be thousands."""
-    for value in values:
+    share, since all of them in all would be thousands. Where there are no fields there is one payload."""
+    for value in values if fields(command) else (None,):
         yield dict.fromkeys(fields(command), value)
     for place, name in enumerate(fields(command)):
         for value in values[place % 8 :: 8]:
@@ -279,9 +279,13 @@ def payloads(command: Command, values: Any) -> Iterator[dict[str, Any]]:
 async def test_whatever_the_fields_hold_over_http(tmp_path):
     async with doors(tmp_path) as it:
         for command in COMMANDS:
+            tried = []
             for wanted in payloads(command, ODD):
                 before = it.seq()
                 payload = {name: value for name, value in wanted.items() if name not in command.path_fields}
+                if repr(payload) in tried:
+                    continue
+                tried.append(repr(payload))
                 if command.source == "body":
                     answer = await it.ask(command, content=json.dumps(payload).encode(), headers=JSON)
                 else:
