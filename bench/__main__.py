@@ -3,18 +3,20 @@
 import argparse
 from collections.abc import Iterator
 
-from . import endtoend, layers, letting_go, size
+from . import auditing, endtoend, layers, letting_go, size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument(
-        "--messages", type=int, help="messages posted in batches (20,000), or that wait or have ended (1,000,000)"
+        "--messages",
+        type=int,
+        help="messages posted in batches (20,000); or that wait or have ended, or facts (1,000,000)",
     )
     parser.add_argument("--singles", type=int, default=5_000, help="messages posted one by one")
     parser.add_argument("--batch", type=int, default=500, help="messages of one batch")
     parser.add_argument("--connections", type=int, default=16, help="keep-alive connections of single posts")
-    parser.add_argument("--only", choices=("layers", "endtoend", "size", "retention"), help="one of the parts")
+    parser.add_argument("--only", choices=("layers", "endtoend", "size", "retention", "audit"), help="one of the parts")
     chosen = parser.parse_args()
     for line in _lines(chosen):
         print(line, flush=True)
@@ -29,6 +31,8 @@ def _lines(chosen: argparse.Namespace) -> Iterator[str]:
         yield from endtoend.run(messages, chosen.singles, chosen.batch, chosen.connections)
     if chosen.only == "size":
         yield from size.run(chosen.messages or 1_000_000)
+    if chosen.only == "audit":
+        yield from auditing.run(chosen.messages or 1_000_000)
     if chosen.only == "retention":
         yield from letting_go.run(chosen.messages or 1_000_000)
 

@@ -21,6 +21,7 @@ from .reading_commands import (
     print_results,
 )
 from .sources import find_source, open_source, source_options
+from .verifying_file import verify_file
 
 if TYPE_CHECKING:
     from store.replay import Difference, Moment
@@ -30,13 +31,20 @@ WITHOUT_MARK = "no mark of this log stands beside it: that nothing is missing at
 
 
 @click.command()
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True), required=False)
 @click.option("--json", "as_json", is_flag=True, help="JSON: ok, facts, commits, hash, and the damage.")
 @source_options
-def verify(as_json: bool, config_path: Path | None, db: Path | None) -> None:
+def verify(file: Path | None, as_json: bool, config_path: Path | None, db: Path | None) -> None:
     """Walk the log along its hashes and name the first damage (exit code 1).
 
-    Keep the hash that is printed elsewhere: it shows later that the log up to there was not rewritten.
+    Keep the hash that is printed elsewhere: it shows later that the log up to there was not rewritten. With FILE, the
+    log that `letterbook log --json` has exported is verified by its lines alone; `-` is standard input.
     """
+    if file is not None:
+        if db is not None:
+            raise click.UsageError("give --db or a FILE: an export is verified by its lines alone")
+        verify_file(file, as_json)
+        return
     with one_line():
         from store import file_access
 

@@ -3,11 +3,13 @@
 Precedence: environment LETTERBOOK_<SECTION>_<KEY>, file, default. An empty value counts as not set. A secret may
 stand in a file of its own, named by `<key>_file`. Whatever is wrong becomes a ConfigError of one line that names
 the place and says what to write. The keys themselves stand in config_keys.py.
+
+Last, and with a line each, come the variables of the service that this one replaces (old_names.py).
 """
 
 import configparser
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +18,15 @@ import msgspec
 from events.places import PLACES, volume_fault
 
 from .config_keys import ENVIRONMENT_PREFIX, KEYS, SECTIONS, VOLUME_KEYS, Config, Entry, Volume
+from .old_names import OLD_KEYS, from_old_environment, passed_over
 
 __all__ = ["Config", "ConfigError", "is_loopback", "load"]
 
 VOLUMES = "volumes"
 CONFIG_FILE = "config_file"
+
+OUR_PLACES = frozenset((entry.section, entry.name) for entry in KEYS)
+OLD_SECTIONS = frozenset(section for section, _ in OLD_KEYS)
 
 SHOWN_CHARACTERS_MAX = 60
 """As much of a wrong value as an error repeats: enough to find it, and the line stays a line."""
@@ -35,20 +41,28 @@ class _Source(NamedTuple):
 
     values: Mapping[tuple[str, str], str]
     where: str
+    variables: Mapping[tuple[str, str], str] = {}
 
     def name(self, section: str, key: str) -> str:
+        if variable := self.variables.get((section, key)):
+            return f"environment: {variable}"
         if self.where:
             return f"{self.where}: [{section}] {key}"
         return f"environment: {ENVIRONMENT_PREFIX}{section.upper()}_{key.upper()}"
 
 
-def load(path: Path | str | None, environ: Mapping[str, str]) -> Config:
+Warn = Callable[[str], None]
+"""Hears a line about each thing that was taken, or passed over, because the old service had it."""
+
+
+def load(path: Path | str | None, environ: Mapping[str, str], warn: Warn = lambda line: None) -> Config:
     """Read the configuration; `path` None means that there is no file. Raises ConfigError."""
     sources = [_from_environment(environ)]
     if path is not None:
-        sources.append(_from_file(Path(path)))
+        sources.append(_from_file(Path(path), warn))
     for source in sources:
         _refuse_unknown(source)
+    sources.append(_from_old_environment(environ, sources, warn))
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for entry in KEYS:
         values[entry.section][entry.name] = _value(entry, sources)
@@ -68,7 +82,19 @@ def _from_environment(environ: Mapping[str, str]) -> _Source:
     return _Source(found, "")
 
 
-def _from_file(path: Path) -> _Source:
+def _from_old_environment(environ: Mapping[str, str], sources: list[_Source], warn: Warn) -> _Source:
+    is_set = {
+        (entry.section, entry.name)
+        for entry in KEYS
+        if any(source.values.get((entry.section, name)) for source in sources for name in _names(entry))
+    }
+    taken = from_old_environment(environ, OUR_PLACES, is_set)
+    for line in taken.lines:
+        warn(line)
+    return _Source(taken.values, "", taken.variables)
+
+
+def _from_file(path: Path, warn: Warn) -> _Source:
     # No interpolation and no comments behind a value: a password may hold any sign. No [DEFAULT] either.
     parser = configparser.ConfigParser(interpolation=None, empty_lines_in_values=False, default_section="\0")
     text = _read(path, f"{path}: cannot be read")
@@ -77,10 +103,13 @@ def _from_file(path: Path) -> _Source:
     except configparser.Error as error:
         raise ConfigError(_syntax_error(path, error)) from error
     for section in parser.sections():
-        if section not in SECTIONS and section != VOLUMES:
+        if section not in SECTIONS and section != VOLUMES and section not in OLD_SECTIONS:
             known = ", ".join((*SECTIONS, VOLUMES))
             raise ConfigError(f"{path}: [{section}] is no section: write one of {known}")
     found = {(section, key): parser[section][key].strip() for section in parser.sections() for key in parser[section]}
+    for place, line in passed_over(found, OUR_PLACES, str(path)):
+        warn(line)
+        del found[place]
     return _Source(found, str(path))
 
 

@@ -4,19 +4,20 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .fact_words import line
+from .failures import Failure
 from .moments import moment
-from .printing import moment_text, on_terminal, print_fact, print_line
+from .printing import Advance, moment_text, on_terminal, print_bytes, print_fact, progress
 from .sources import open_source, source_options
 
 if TYPE_CHECKING:
-    from store.exporting import Selection, StoredFact, Stretch
+    from store.exporting import Selection, Stretch
     from store.reading import Connection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -66,16 +67,21 @@ def log(
     if as_json and as_csv:
         raise click.UsageError("give one of --json and --csv")
     _check_kind(kind)
-    with _ended_by_ctrl_c(follow), open_source(config_path, db) as (connection, _):
+    with _ended_by_ctrl_c(follow), open_source(config_path, db) as (connection, source):
         from store.exporting import Selection
 
         selection = Selection(
             after=after, message_id=message_id, account_id=account_id, kind=kind, since_us=since, until_us=until
         )
         put = _writer(as_json, as_csv)
-        for stretch in _stretches(connection, selection, follow):
-            for fact in stretch.facts:
-                put(fact, stretch)
+        with _bar(as_json or as_csv, follow) as advance:
+            for stretch in _stretches(connection, selection, follow, source.db_path, advance):
+                put(stretch)
+
+
+def _bar(exporting: bool, follow: bool) -> "AbstractContextManager[Advance | None]":
+    """A bar only beside an export that goes elsewhere: on a terminal the facts themselves are seen."""
+    return progress("exporting") if exporting and not follow and not on_terminal() else nullcontext()
 
 
 @contextmanager
@@ -96,87 +102,99 @@ def _check_kind(kind: str | None) -> None:
             raise click.BadParameter(f"{kind!r} is none of {', '.join(sorted(KINDS))}", param_hint="--kind")
 
 
-def _stretches(connection: "Connection", selection: "Selection", follow: bool) -> "Iterator[Stretch]":
-    """What is there; and, when following, what comes."""
+def _stretches(
+    connection: "Connection", selection: "Selection", follow: bool, path: Path, advance: "Advance | None" = None
+) -> "Iterator[Stretch]":
+    """What is there; and, when following, what comes. Raises Failure where another file takes this one's place."""
     from msgspec.structs import replace
 
-    from store.exporting import stretches
+    from store.exporting import end, stretches
 
+    of, file = end(connection, selection) if advance else 0, _file(path)
     while True:
         for stretch in stretches(connection, selection):
             yield stretch
             selection = replace(selection, after=stretch.last, since_us=None)
+            if advance:
+                advance(stretch.last, of)
         if not follow:
             return
+        if _file(path) != file:
+            raise Failure(f"{path} was replaced, perhaps by a restored backup: begin again, at its first fact")
         time.sleep(FOLLOW_EVERY_S)
 
 
-Put = Callable[["StoredFact", "Stretch"], None]
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file the path leads to."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+Put = Callable[["Stretch"], None]
 
 
 def _writer(as_json: bool, as_csv: bool) -> Put:
     if as_json:
-        return _put_json
+        return _put_json()
     if as_csv:
         return _put_csv()
     if not on_terminal():
         click.echo("\t".join(("seq", "time", "fact", "about", "what")))
-    return _put_line
+    return _put_lines
 
 
-def _put_json(fact: "StoredFact", stretch: "Stretch") -> None:
-    """A fact with all that the chain's hash is made of (store/chain.py)."""
-    import msgspec
+def _put_json() -> Put:
+    from .export_lines import encoded
 
-    row: dict[str, Any] = {
-        "seq": fact.seq,
-        "at_us": fact.at_us,
-        "kind": fact.kind,
-        "version": fact.version,
-        "message": fact.message,
-        "account": fact.account,
-        "data": fact.data.decode(errors="replace"),
-    }
-    row |= _ids(fact, stretch)
-    if fact.hash is not None:
-        row["commit"] = {"format": fact.format, "hash": fact.hash.hex()}
-    print_line(msgspec.json.encode(row))
-
-
-def _ids(fact: "StoredFact", stretch: "Stretch") -> dict[str, str]:
-    found = {
-        "message_id": stretch.message_ids.get(fact.message or 0),
-        "account_id": stretch.account_ids.get(fact.account or 0),
-    }
-    return {name: text for name, text in found.items() if text is not None}
+    return lambda stretch: print_bytes(encoded(stretch))
 
 
 def _put_csv() -> Put:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    write, moments = writer.writerow, _Moments()
 
-    def put_row(row: tuple[Any, ...]) -> None:
-        writer.writerow(row)
-        print_line(buffer.getvalue().encode())
+    def put() -> None:
+        print_bytes(buffer.getvalue().encode())
         buffer.seek(0)
         buffer.truncate()
 
-    def put(fact: "StoredFact", stretch: "Stretch") -> None:
-        ids = _ids(fact, stretch)
-        put_row(
-            (
-                *(fact.seq, moment_text(fact.at_us), fact.at_us, fact.kind, fact.version, fact.message, fact.account),
-                *(ids.get("message_id"), ids.get("account_id"), fact.data.decode(errors="replace")),
+    def put_stretch(stretch: "Stretch") -> None:
+        messages, accounts = stretch.message_ids, stretch.account_ids
+        for fact in stretch.facts:
+            write(
+                (
+                    *(fact.seq, moments.text(fact.at_us), fact.at_us, fact.kind, fact.version),
+                    *(fact.message, fact.account, messages.get(fact.message or 0), accounts.get(fact.account or 0)),
+                    fact.data.decode(errors="replace"),
+                )
             )
-        )
+        put()
 
-    put_row(CSV_COLUMNS)
-    return put
+    write(CSV_COLUMNS)
+    put()
+    return put_stretch
 
 
-def _put_line(fact: "StoredFact", stretch: "Stretch") -> None:
+class _Moments:
+    """The facts of a commit have one stamp, so its text is made once."""
+
+    def __init__(self) -> None:
+        self._at_us, self._text = -1, ""
+
+    def text(self, at_us: int) -> str:
+        if at_us != self._at_us:
+            self._at_us, self._text = at_us, moment_text(at_us)
+        return self._text
+
+
+def _put_lines(stretch: "Stretch") -> None:
     import msgspec
 
     from gateway.event_json import event_json
 
-    print_fact(line(msgspec.json.decode(event_json(fact.entry(), stretch.message_ids, stretch.account_ids))))
+    for fact in stretch.facts:
+        print_fact(line(msgspec.json.decode(event_json(fact.entry(), stretch.message_ids, stretch.account_ids))))

@@ -74,6 +74,11 @@ def print_line(data: bytes) -> None:
     click.echo(data)
 
 
+def print_bytes(data: bytes) -> None:
+    """Lines that are whole already, a thousand at once."""
+    click.echo(data, nl=False)
+
+
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:
     """Rows for people. Without any, the sentence `empty` (on a terminal only)."""
     if not on_terminal():

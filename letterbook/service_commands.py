@@ -19,7 +19,8 @@ def serve(config_path: Path | None) -> None:
     with one_line():
         import logging
 
-        config = configured(config_path)
+        remarks: list[str] = []
+        config = configured(config_path, remarks.append)
 
         import trio
 
@@ -28,6 +29,8 @@ def serve(config_path: Path | None) -> None:
 
         logger = logging.getLogger("letterbook")
         with heard(config.logging.level, config.logging.format) as lines, last_words(lines.say):
+            for remark in remarks:
+                logger.warning("%s", remark)
             if not config.server.api_token:
                 logger.warning("without [server] api_token everyone on this machine may call the API")
             trio.run(serve_until_signalled, config, lambda serving: logger.info("listening on %s", serving.url), lines)
@@ -43,13 +46,14 @@ def check_config(as_json: bool, config_path: Path | None) -> None:
         with one_line():
             from store.examining import examine
 
-            config = configured(config_path)
+            remarks: list[str] = []
+            config = configured(config_path, remarks.append)
             warnings = examine(config.storage.db_path, config.storage.key_file)
     except Failure as failure:
         if as_json:
             print_json({"ok": False, "error": failure.message})
         raise
-    for line in warnings:
+    for line in (*remarks, *warnings):
         click.echo(f"letterbook: {line}", err=True)
     if as_json:
         print_json({"ok": True})

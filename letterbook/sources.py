@@ -65,13 +65,17 @@ def source_options(command: Command) -> Command:
     return config_option(db_option(command))
 
 
-def configured(config_path: Path | None) -> "Config":
-    """The configuration. Raises ConfigError."""
+def configured(config_path: Path | None, warn: Callable[[str], None] = lambda line: None) -> "Config":
+    """The configuration; `warn` hears what of it is the old service's. Raises ConfigError."""
     from .config import load
+    from .old_names import CONFIG_VARIABLE
 
-    if config_path is None and DEFAULT_CONFIG.is_file():
+    if config_path is None and (old := os.environ.get(CONFIG_VARIABLE)):
+        warn(f"{CONFIG_VARIABLE} is taken for the configuration file: write LETTERBOOK_CONFIG instead")
+        config_path = Path(old)
+    elif config_path is None and DEFAULT_CONFIG.is_file():
         config_path = DEFAULT_CONFIG
-    return load(config_path, os.environ)
+    return load(config_path, os.environ, warn)
 
 
 def address(config: "Config") -> str:

@@ -79,11 +79,11 @@ class Stretch(Struct, frozen=True):
 
 def stretches(connection: sqlite3.Connection, selection: Selection) -> Iterator[Stretch]:
     """What the log holds now, in stretches. `connection` is in autocommit; between two stretches nothing is held."""
-    end = _end(connection, selection)
+    last = end(connection, selection)
     after = _beginning(connection, selection)
-    step = end if selection.message_id is not None else STRETCH_FACTS
-    while after < end:
-        up_to = min(after + step, end)
+    step = last if selection.message_id is not None else STRETCH_FACTS
+    while after < last:
+        up_to = min(after + step, last)
         yield _stretch(connection, selection, after, up_to)
         after = up_to
 
@@ -119,7 +119,8 @@ def _beginning(connection: sqlite3.Connection, selection: Selection) -> int:
     return max(selection.after, before)
 
 
-def _end(connection: sqlite3.Connection, selection: Selection) -> int:
+def end(connection: sqlite3.Connection, selection: Selection) -> int:
+    """The seq up to which a selection looks."""
     last = last_seq(connection)
     if selection.until_us is None:
         return last

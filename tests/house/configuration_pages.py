@@ -6,10 +6,12 @@
 from pathlib import Path
 
 from letterbook.config_keys import KEYS, SECTIONS, VOLUME_KEYS, VOLUMES_SENTENCE, Entry
+from letterbook.old_names import OLD_NAMES
 
 ROOT = Path(__file__).parents[2]
 CONFIG_INI = ROOT / "config.ini"
 CONFIGURATION_PAGE = ROOT / "docs" / "configuration.md"
+CHANGED_PAGE = ROOT / "docs" / "what-changed.md"
 
 INI_HEAD = """\
 # Letterbook's configuration: every key, with its default. All of them may be left out.
@@ -93,6 +95,19 @@ def page_row(entry: Entry) -> str:
     return f"| `{entry.name}` | {default} | {entry.sentence} | {entry.kind.write}{elsewhere} |"
 
 
+TABLE_BEGINS = "<!-- made from letterbook/old_names.py by python -m tests.house.configuration_pages -->\n"
+TABLE_ENDS = "<!-- end -->"
+
+
+def with_old_names(page: str) -> str:
+    """The page for who comes over, with the table of the old names."""
+    before, _, rest = page.partition(TABLE_BEGINS)
+    _, _, after = rest.partition(TABLE_ENDS)
+    rows = [f"| `{variable}` | `[{section}] {key}` |\n" for variable, section, key in OLD_NAMES]
+    return "".join((before, TABLE_BEGINS, *rows, TABLE_ENDS, after))
+
+
 if __name__ == "__main__":
+    CHANGED_PAGE.write_text(with_old_names(CHANGED_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     CONFIG_INI.write_text(config_ini(), encoding="utf-8")
     CONFIGURATION_PAGE.write_text(configuration_page(), encoding="utf-8")

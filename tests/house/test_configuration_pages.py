@@ -3,7 +3,14 @@
 from letterbook.config import Config, load
 from letterbook.config_keys import KEYS
 
-from .configuration_pages import CONFIG_INI, CONFIGURATION_PAGE, config_ini, configuration_page
+from .configuration_pages import (
+    CHANGED_PAGE,
+    CONFIG_INI,
+    CONFIGURATION_PAGE,
+    config_ini,
+    configuration_page,
+    with_old_names,
+)
 
 WRITE_AGAIN = "run: python -m tests.house.configuration_pages"
 
@@ -24,3 +31,8 @@ def test_every_sentence_and_every_default_can_stand_in_the_file():
     for entry in KEYS:
         assert entry.sentence.endswith(".") and "\n" not in entry.sentence and "|" not in entry.sentence, entry
         assert not (entry.kind.secret and entry.default), f"{entry.name}: a secret has no default"
+
+
+def test_who_comes_over_reads_every_old_name():
+    page = CHANGED_PAGE.read_text(encoding="utf-8")
+    assert page == with_old_names(page) and "`GMP_DB_PATH`" in page, WRITE_AGAIN
