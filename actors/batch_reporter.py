@@ -24,14 +24,14 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from events.fact import Draft
+from events.fact import Draft, Entry
 from events.report import ReportRefused, ReportSettled, ResultsReported
 from events.values import MICROSECONDS
 from store.opening import Store
 from store.recorder import NotRecorded
 from store.results_text import result_error
 from store.views.counts import ResultRow
-from store.worklists import Unreported, unreported
+from store.worklists import STEP, Unreported, unreported
 
 from .bell import Bell
 from .reporter import GIVEN_UP_S, brings_result
@@ -275,3 +275,13 @@ class BatchReporter:
             self._line.given_up += len(names)
             named = f"{', '.join(names[:GIVEN_UP_SHOWN])}{', ..' if len(names) > GIVEN_UP_SHOWN else ''}"
             logger.error("%s: %d reports are given up, refused for too long: %s", shown(self._url), len(names), named)
+
+
+async def give_up_refused(store: Store) -> None:
+    """What an upstream refused by name, where no batches go to any more: nobody would offer it again, and it would
+    stand in retention's way for ever."""
+    while refused := (await store.read(unreported, _WHENEVER_US, 2 * STEP)).refused:
+        recorded = await store.record([Draft(ReportSettled(result=seq, given_up=True)) for seq in refused])
+        logger.error("%d reports are given up: they were refused, and no batches go upstream any more", len(refused))
+        if not any(isinstance(answer, Entry) for answer in recorded.answers):
+            return

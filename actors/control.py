@@ -45,6 +45,7 @@ from store.writer import Declined
 from . import rule_commands
 from .bulk import STATES, Moment, decide, resolved
 from .network import ca_file_fault
+from .proxy_sync import Reports
 from .volumes import opened_config, save_volume, volume_differs
 
 logger = logging.getLogger("letterbook.control")
@@ -205,12 +206,13 @@ async def run_control(
     store: Store,
     run_now: Sequence[Callable[[], None]],
     let_go: LetGo,
+    reports: Reports,
     *,
     max_age_us: int,
 ) -> None:
     """Take commands until their channel is closed. `run_now` are the bells that it rings; `max_age_us` is how long
     mail waits at most."""
-    actor = ControlActor(store, run_now, let_go, max_age_us)
+    actor = ControlActor(store, run_now, let_go, reports, max_age_us)
     async with trio.open_nursery() as beside:
         async for control in controls:
             if not isinstance(control.command, commands.CleanupMessages):
@@ -232,8 +234,11 @@ async def _answer(actor: "ControlActor", control: Control) -> None:
 class ControlActor:
     """One method a command; none of them keeps anything between two commands."""
 
-    def __init__(self, store: Store, run_now: Sequence[Callable[[], None]], let_go: LetGo, max_age_us: int) -> None:
+    def __init__(
+        self, store: Store, run_now: Sequence[Callable[[], None]], let_go: LetGo, reports: Reports, max_age_us: int
+    ) -> None:
         self._store = store
+        self._reports = reports
         self._run_now = run_now
         self._let_go = let_go
         self._max_age_us = max_age_us
@@ -279,6 +284,8 @@ class ControlActor:
                 return await rule_commands.carry_out(self._store, command, by)
             case commands.Schedule(rules, active):
                 return await self._schedule(rules, active, by)
+            case commands.Exchange(heard):
+                return await self._reports.exchange(heard)
             case commands.Bulk():
                 return await self._bulk(command, by)
 

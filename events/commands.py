@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from . import payloads
+from .exchange import Heard
 from .message import Resolution
 from .payloads import Action
 from .values import Priority, Status
@@ -151,6 +152,12 @@ class CleanupMessages(msgspec.Struct, frozen=True):
     older_than_s: float | None = None
 
 
+class Exchange(msgspec.Struct, frozen=True):
+    """What an upstream says of our reports; answered by our half of the exchange."""
+
+    heard: Heard
+
+
 class ResolveMessage(msgspec.Struct, frozen=True):
     """What a person decides about one held message."""
 
@@ -213,6 +220,7 @@ Command = (
     | RemoveVolume
     | DeleteMessages
     | CleanupMessages
+    | Exchange
     | ResolveMessage
     | SaveRule
     | ChangeRule

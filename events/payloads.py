@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
+from .exchange import Heard
 from .message import Resolution
 from .values import Status
 from .volume import Backend
@@ -109,6 +110,12 @@ class CleanupMessages(Struct, frozen=True, forbid_unknown_fields=True):
     """Without a body: as long ago as retention is configured."""
 
     older_than_seconds: Annotated[float, Meta(ge=0)] | None = None
+
+
+class ProxySync(Heard, frozen=True, forbid_unknown_fields=True):
+    """Half of an exchange. `log` names the log that `ack_cursor` is of."""
+
+    sync_token: str | None = None
 
 
 class Resolve(Struct, frozen=True, forbid_unknown_fields=True):

@@ -51,6 +51,34 @@ class Ticket(Struct, frozen=True):
     expires_in: int
 
 
+class Report(Struct, frozen=True):
+    """A final result, as an upstream is told it; nulls stand."""
+
+    id: str
+    account_id: str | None
+    priority: int
+    sent_ts: int | None
+    error_ts: int | None
+    error: str | None
+    deferred_ts: int | None
+
+
+class Exchange(Struct, frozen=True):
+    """Our half of an exchange; nulls stand. `confirm` is the token whose batch is stored."""
+
+    log: str
+    confirm: str | int | None
+    messages: tuple[Raw, ...]
+    token: str | None
+    delivery_report: tuple[Report, ...]
+    report_cursor: int
+    ack_cursor: int | None
+
+
+NULLS_STAND = frozenset({Report.__name__, Exchange.__name__})
+"""Answers in which null is said and not left out, for both sides write the same shape."""
+
+
 class Removed(Struct, frozen=True):
     ok: bool
     removed: int

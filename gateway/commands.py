@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 
 from events import payloads
 
-from . import answers, asking, bulk, ndjson, queries, writing
+from . import answers, asking, bulk, ndjson, queries, sync, writing
 from .bodies import Lease
 from .door import Door
 from .errors import Answer, Trouble, bad, convert, decode
@@ -90,6 +90,9 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "cleanupMessages", "POST", "/commands/cleanup-messages", payloads.CleanupMessages, answers.Removed, CONTROL,
         writing.cleanup_messages,
+    ),
+    Command(
+        "proxySync", "POST", "/commands/proxy-sync", payloads.ProxySync, answers.Exchange, CONTROL, sync.proxy_sync
     ),
     Command("bulk", "POST", "/commands/bulk", payloads.Bulk, answers.BulkAnswer, CONTROL, bulk.bulk),
     Command("addAccount", "POST", "/account", payloads.Account, answers.Ok, CONTROL, writing.add_account),

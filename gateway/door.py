@@ -144,6 +144,7 @@ class Door:
         lease: Lease | None = None,
         *,
         default_priority: int | None = None,
+        token: str | None = None,
         urgent: bool = False,
         apart: bool = False,
         patient: bool = False,
@@ -154,7 +155,7 @@ class Door:
         """
         self.check_accepting()
         reply: Reply[tuple[Decision, ...]] = Reply()
-        submission = Submission(items, by, reply, default_priority, urgent=urgent, apart=apart)
+        submission = Submission(items, by, reply, default_priority, token, urgent, apart)
         if patient:
             await _wait_to_hand_over(self._submissions, submission)
         else:

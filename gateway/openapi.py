@@ -133,7 +133,8 @@ class _Schemas:
         _require(self._given[payloads.MessagePayload.__name__])
         spread = {command.payload.__name__ for command in commands if command.source != "body" or command.path_fields}
         shared = {self._names[name]: schema for name, schema in self._given.items() if name not in spread}
-        self.components = {**{name: _without_null(schema) for name, schema in theirs.items()}, **shared}
+        own = {name: s if name in answers.NULLS_STAND else _without_null(s) for name, s in theirs.items()}
+        self.components = {**own, **shared}
 
     def fields(self, payload: Any) -> dict[str, Schema]:
         """The fields of a payload whose place is the path or the query, by their names."""

@@ -70,6 +70,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     api_token: str = ""
+    sync_token: str = ""
     max_body_bytes: int = 64_000_000
     body_memory_bytes: int = 256_000_000
     drain_seconds: float = 25.0

@@ -30,7 +30,7 @@ import trio
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from actors.batch_reporter import BatchReporter
+from actors.batch_reporter import BatchReporter, give_up_refused
 from actors.bell import Bell
 from actors.control import run_control
 from actors.delivery import Delivery
@@ -39,6 +39,7 @@ from actors.ingest import run_ingest
 from actors.judgement import RetryPolicy
 from actors.network import Network, TrioNetwork
 from actors.parse import DEFAULT_ACCOUNT, Policy
+from actors.proxy_sync import Reports, Syncer
 from actors.reporter import Reporter, count_as_reported
 from actors.retention import Retention
 from actors.sender_pool import DeliveryPolicy
@@ -166,6 +167,7 @@ class System:
         self._draining = trio.Event()
         self._calls = {name: Line() for name in ("fetch", "report", "sync")}
         self._fetcher: Fetcher | None = None
+        self._reports = Reports(store, config.client.batch)
         self._bells = {name: Bell() for name in ("fetcher", "reporter")}
         self.timetable.listeners.append(self._bells["fetcher"].ring)
         self.door = Door(
@@ -213,6 +215,7 @@ class System:
             self.store,
             (self._run_delivery_now, *(bell.ring for bell in self._bells.values())),
             self.retention.let_go,
+            self._reports,
             max_age_us=int(self.config.delivery.max_age_seconds * MICROSECONDS),
         )
 
@@ -243,8 +246,15 @@ class System:
         config = self.config
         if config.client.client_sync_url:
             await self._report_in_batches(config.client.client_sync_url)
+            return
+        await give_up_refused(self.store)
+        if config.client.proxy_sync_url:
+            await self._exchange(config.client.proxy_sync_url)
         elif config.fetch.url:
             await self._report_one_by_one(config.fetch.url)
+        elif config.server.sync_token:
+            # Whoever calls POST /commands/proxy-sync is told, and acknowledges.
+            await trio.sleep_forever()
         else:
             await count_as_reported(self.store)
 
@@ -261,6 +271,26 @@ class System:
             bell=self._bells["reporter"],
             line=self._calls["report"],
             mail_waits=self._mail_waits,
+        ).run()
+
+    async def _exchange(self, url: str) -> None:
+        config = self.config
+        await Syncer(
+            self.store,
+            self.world.client,
+            url,
+            self._inlets[0],
+            self._reports,
+            self.world.chance,
+            line=self._calls["sync"],
+            interval_s=config.fetch.interval_seconds,
+            # A plain string: what hides itself from being printed cannot be encoded either.
+            sync_token=str(config.server.sync_token),
+            headers=client_credentials(config.client),
+            batch_max=config.delivery.max_batch,
+            test_mode=config.delivery.test_mode,
+            bell=self._bells["reporter"],
+            accepting=lambda: not (self._no_room or self.door.over_backlog),
         ).run()
 
     async def _report_one_by_one(self, url: str) -> None:
@@ -423,6 +453,7 @@ def settings(config: Config) -> Settings:
         host=config.server.host,
         port=config.server.port,
         api_token=config.server.api_token,
+        sync_token=config.server.sync_token,
         max_body_bytes=config.server.max_body_mb * MB,
         body_memory_bytes=config.server.body_memory_mb * MB,
         drain_seconds=config.server.drain_seconds,

@@ -79,6 +79,7 @@ OLD_TOKENS = "select token from tokens where at_us <= ? order by at_us limit ?"
 """Batches by age: the head of tokens_by_age."""
 
 RESULTS_AFTER = f"select {columns(ResultRow, 'results')} from results where seq > ? order by seq limit ?"
+RESULTS_BETWEEN_COUNT = "select count(*) from results where seq > ? and seq <= ?"
 RESULTS_BY_SEQ = f"select {columns(ResultRow, 'results')} from results where seq in (select value from json_each(?))"
 REFUSED_AGAIN = "select seq, since_us from refused where settled_us is null and again_us <= ? order by again_us limit ?"
 REFUSED_NEXT = "select again_us from refused where settled_us is null order by again_us limit 1"
@@ -267,3 +268,9 @@ def _said(
         refused,
         again_us,
     )
+
+
+def results_between(connection: sqlite3.Connection, after: int, up_to: int) -> int:
+    """How many results there are after a seq up to another."""
+    (count,) = connection.execute(RESULTS_BETWEEN_COUNT, (after, up_to)).fetchone()
+    return int(count)

@@ -11,6 +11,7 @@ import trustme
 
 from actors.control import CLEANUPS_MAX, STEP, Credentials, run_control, save_account, tls_mode
 from actors.network import ca_file_fault
+from actors.proxy_sync import Reports
 from actors.retention import Retention
 from events.attempt import AttemptStarted
 from events.commands import (
@@ -61,7 +62,9 @@ async def controlling(folder, *run_now, let_go=None):
 
     async with opened(folder) as store, trio.open_nursery() as nursery:
         let_go = let_go or Retention(store, 100).let_go
-        nursery.start_soon(partial(run_control, receive, store, run_now, let_go, max_age_us=HOUR_US))
+        nursery.start_soon(
+            partial(run_control, receive, store, run_now, let_go, Reports(store, 10), max_age_us=HOUR_US)
+        )
         async with send:
             yield store, ask
 
@@ -356,7 +359,7 @@ async def test_a_stop_ends_what_runs_beside_the_others_and_says_so(tmp_path, aut
         reply = Reply()
         send.send_nowait(Control(CleanupMessages(), "t", reply))
         send.close()
-        await run_control(receive, store, [], never, max_age_us=HOUR_US)
+        await run_control(receive, store, [], never, Reports(store, 10), max_age_us=HOUR_US)
         with pytest.raises(Dropped):
             await reply.get()
 
@@ -379,13 +382,13 @@ async def test_a_store_that_stops_is_unavailable_and_a_crash_drops_its_command(t
         reply, crashed = Reply(), Reply()
         send.send_nowait(Control(RunNow(), "t", crashed))
         with pytest.RaisesGroup(ZeroDivisionError):
-            await run_control(receive, store, [broken], nothing, max_age_us=HOUR_US)
+            await run_control(receive, store, [broken], nothing, Reports(store, 10), max_age_us=HOUR_US)
         with pytest.raises(Dropped):
             await crashed.get()
         store.recorder.shut()
         send.send_nowait(Control(Suspend(), "t", reply))
         send.close()
-        await run_control(receive, store, [], nothing, max_age_us=HOUR_US)
+        await run_control(receive, store, [], nothing, Reports(store, 10), max_age_us=HOUR_US)
         assert isinstance(await reply.get(), Unavailable)
 
 

@@ -13,6 +13,7 @@ from events import commands
 from events.account import AccountPaused, AccountRemoved, AccountResumed, AccountSaved
 from events.attempt import AttemptEnded, AttemptStarted
 from events.commands import Control, Decision, Refused, Submission
+from events.exchange import Heard, State, say
 from events.fact import OWN, Draft, Entry
 from events.letter import Envelope, Letter
 from events.lifecycle import ALREADY_SENT
@@ -45,6 +46,7 @@ class Service:
         self.submitted: list[Submission] = []
         self.decide: Callable[[dict[str, Any]], str | None] = lambda message: None
         self.holding: trio.Event | None = None
+        self.exchanges: list[Heard] = []
         self.steps: list[commands.Bulk] = []
         self.bulk: Callable[[commands.Bulk], Awaitable[Any]] = nothing_in_bulk
 
@@ -101,6 +103,9 @@ class Service:
             case commands.Bulk() as step:
                 self.steps.append(step)
                 return await self.bulk(step)
+            case commands.Exchange() as exchange:
+                self.exchanges.append(exchange.heard)
+                return say(State(self.store.log_id), [], 7, None)
             case commands.CleanupMessages():
                 return {"ok": True, "removed": 0}
             case commands.ResolveMessage(id=name, resolution=resolution):
