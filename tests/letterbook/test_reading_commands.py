@@ -162,6 +162,47 @@ def test_the_log_is_selected_by_seq_message_kind_account_and_time(log):
     assert exported("--until", "2023-11-14", "--db", log) == []
 
 
+MEANS = {
+    "--kind": lambda fact, value: fact["kind"] == value,
+    "--account": lambda fact, value: fact.get("account_id") == value,
+    "--message": lambda fact, value: fact.get("message_id") == value,
+    "--after": lambda fact, value: fact["seq"] > value,
+}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"--kind": "AttemptEnded"},
+        {"--kind": "AttemptEnded", "--account": "default", "--after": 6},
+        {"--message": "failed-2", "--kind": "AttemptStarted"},
+        {"--message": "failed-2", "--account": "default", "--after": 7},
+        {"--message": "failed-2", "--account": "other"},
+        {"--kind": "AttemptEnded", "--account": "default", "--message": "sent/1", "--after": 2},
+    ],
+    ids=str,
+)
+def test_filters_together_leave_what_each_of_them_leaves_and_csv_has_the_same_facts(log, filters):
+    words = [word for pair in filters.items() for word in pair]
+    everything = exported("--db", log)
+    wanted = [fact for fact in everything if all(MEANS[name](fact, value) for name, value in filters.items())]
+    assert exported(*words, "--db", log) == wanted
+    found = csv.reader(io.StringIO(said("log", "--csv", *words, "--db", log)))
+    assert next(found) == [
+        "seq",
+        "time",
+        "at_us",
+        "kind",
+        "version",
+        "message",
+        "account",
+        "message_id",
+        "account_id",
+        "data",
+    ]
+    assert [int(row[0]) for row in found] == [fact["seq"] for fact in wanted]
+
+
 def test_the_log_as_csv_is_read_back_by_any_reader(log):
     found = list(csv.DictReader(io.StringIO(said("log", "--csv", "--db", log))))
     assert [row["kind"] for row in found] == [line["kind"] for line in exported("--db", log)]
