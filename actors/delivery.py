@@ -33,6 +33,7 @@ from store.opening import Store
 from store.recorder import NotRecorded
 from store.views.accounts import AccountRow, RelayRow
 
+from .attachments import AttachmentPolicy, Attachments
 from .bell import Bell
 from .judgement import interrupted
 from .network import Network
@@ -75,6 +76,7 @@ class Delivery:
         disk_low: Callable[[], bool] = lambda: False,
         expiry: Callable[[], bool] = lambda: True,
         timetable: Timetable | None = None,
+        attachments: Attachments | None = None,
     ) -> None:
         self._store = store
         self._policy = policy
@@ -82,12 +84,15 @@ class Delivery:
         self._longest_sleep_s = longest_sleep_s
         self._disk_low = disk_low
         self._expiry = expiry
+        self.attachments = attachments or Attachments(store, AttachmentPolicy())
         self._limiter = RateLimiter()
         self._timetable = timetable or Timetable(dt.UTC, store.clock)
         self._scheduler = Scheduler(batch_size, self._timetable)
         self._demand: dict[int, Wanted] = {}
         self._bell = Bell()
-        self.pool = SenderPool(store, network, policy, chance, self._scheduler, self, lambda: self._demand)
+        self.pool = SenderPool(
+            store, network, policy, chance, self._scheduler, self, lambda: self._demand, self.attachments
+        )
         self._give, self._candidates = trio.open_memory_channel[Sequence[Candidate]](policy.connections_max)
         self._deciding = trio.CancelScope()
         self._ahead_us = store.clock.ahead_us()
@@ -146,7 +151,11 @@ class Delivery:
             unit.start_soon(self._follow, state.seq)
             unit.start_soon(self._decide)
             unit.start_soon(self._drain, unit, stopping, drain_s)
-            await self.pool.run()
+            try:
+                await self.pool.run()
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                    await self.attachments.aclose()
             unit.cancel_scope.cancel()
 
     async def _read_state(self) -> UnitState:

@@ -31,6 +31,7 @@ from events.fact import OWN, Draft, Entry
 from events.lifecycle import ALREADY_SENT, Refusal, follow
 from events.message import MessageAccepted, MessageRejected, MessageRevised
 from events.report import BatchFetched
+from store import reading
 from store.admission import NO_ACCOUNT, TOKEN_SEEN
 from store.beside import LetterRow
 from store.opening import Store
@@ -41,7 +42,17 @@ from store.views.messages import MessageRow
 from store.worklists import living_accounts
 from store.writer import Declined
 
-from .parse import ACCOUNT_NOT_FOUND, NO_DEFAULT_ACCOUNT, Fault, Parsed, Policy, message_id, parse
+from .parse import (
+    ACCOUNT_NOT_FOUND,
+    INVALID_VOLUMES,
+    NO_DEFAULT_ACCOUNT,
+    Fault,
+    Parsed,
+    Policy,
+    Volumes,
+    message_id,
+    parse,
+)
 
 logger = logging.getLogger("letterbook.ingest")
 
@@ -58,11 +69,12 @@ _encode = msgspec.json.encode
 
 class Proposal(Struct, frozen=True):
     """A fact that is to be recorded for an item, with the letter that stands beside it; `words` are what the client
-    is told where the fact must not hold them."""
+    is told where the fact must not hold them; `volumes` whether the letter names any."""
 
     draft: Draft
     letter: LetterRow | None = None
     words: str | None = None
+    volumes: bool = False
 
     @property
     def size(self) -> int:
@@ -71,7 +83,7 @@ class Proposal(Struct, frozen=True):
 
 class Known(Struct, frozen=True):
     """What a judgement rests on: the policy, the living accounts (id to number), the digests' keys, the moment, on
-    which side of the clock's steps it is, and whether the clock is believed."""
+    which side of the clock's steps it is, whether the clock is believed, and whom each volume serves."""
 
     policy: Policy
     accounts: Mapping[str, int]
@@ -79,6 +91,7 @@ class Known(Struct, frozen=True):
     now_us: int
     ahead_us: int = 0
     clock: ClockRow = BELIEVED
+    volumes: Volumes = {}
 
 
 def judge(
@@ -92,6 +105,7 @@ def judge(
         now_us=known.now_us,
         default_priority=submission.default_priority,
         clock=known.clock,
+        volumes=known.volumes,
     )
     if isinstance(parsed, Fault):
         return reject(parsed, row, submission.by)
@@ -127,7 +141,9 @@ def _accept(parsed: Parsed, by: str, known: Known) -> Proposal:
         by=by,
         asked_us=parsed.asked_us,
     )
-    return Proposal(Draft(fact, message=OWN, account=known.accounts[parsed.account_id]), letter)
+    return Proposal(
+        Draft(fact, message=OWN, account=known.accounts[parsed.account_id]), letter, volumes=_names_volumes(parsed)
+    )
 
 
 def _revise(parsed: Parsed, row: MessageRow, by: str, known: Known) -> Proposal | Decision:
@@ -151,7 +167,15 @@ def _revise(parsed: Parsed, row: MessageRow, by: str, known: Known) -> Proposal 
         by=by,
         asked_us=parsed.asked_us,
     )
-    return Proposal(Draft(fact, message=row.number, account=known.accounts[parsed.account_id]), letter)
+    return Proposal(
+        Draft(fact, message=row.number, account=known.accounts[parsed.account_id]),
+        letter,
+        volumes=_names_volumes(parsed),
+    )
+
+
+def _names_volumes(parsed: Parsed) -> bool:
+    return any(each.storage_path for each in parsed.letter.attachments)
 
 
 def _digests(parsed: Parsed, secrets: Secrets) -> tuple[str, ...]:
@@ -317,8 +341,8 @@ class Ingest:
         if case.position % SLICE == SLICE - 1:
             await trio.lowlevel.checkpoint()
         judgement = self._judge(case)
-        if not self._looked and _lacks_account(judgement):
-            await self._look_up_accounts()
+        if not self._looked and (_lacks_account(judgement) or _rests_on_volumes(judgement)):
+            await self._look_up()
             judgement = self._judge(case)
         if isinstance(judgement, Decision):
             case.proposal = None
@@ -327,8 +351,9 @@ class Ingest:
         case.proposal = judgement
         return True
 
-    async def _look_up_accounts(self) -> None:
-        self._known = replace(self._known, accounts=await self._store.read(living_accounts))
+    async def _look_up(self) -> None:
+        accounts, volumes = await self._store.read(_accounts_and_volumes)
+        self._known = replace(self._known, accounts=accounts, volumes=volumes)
         self._looked = True
 
     def _ids(self, submission: Submission) -> list[str | None]:
@@ -418,6 +443,18 @@ def _lacks_account(judgement: Proposal | Decision) -> bool:
         return judgement.reason in (ACCOUNT_NOT_FOUND, NO_DEFAULT_ACCOUNT)
     fact = judgement.draft.fact
     return isinstance(fact, MessageRejected) and fact.reason in (ACCOUNT_NOT_FOUND, NO_DEFAULT_ACCOUNT)
+
+
+def _rests_on_volumes(judgement: Proposal | Decision) -> bool:
+    """Volumes are looked up for each taking that names one: nothing else would notice that one is gone, or new."""
+    if isinstance(judgement, Decision):
+        return (judgement.reason or "").startswith(INVALID_VOLUMES)
+    fact = judgement.draft.fact
+    return judgement.volumes or isinstance(fact, MessageRejected) and fact.reason.startswith(INVALID_VOLUMES)
+
+
+def _accounts_and_volumes(connection: reading.Connection) -> tuple[dict[str, int], dict[str, str | None]]:
+    return living_accounts(connection), {row.name: row.account_id for row in reading.volumes(connection)}
 
 
 def _drafts(cases: Sequence[_Case]) -> list[Draft]:

@@ -10,11 +10,12 @@ once, which is no retry; retries are exhausted; another retry.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from events.attempt import AttemptEnded, AttemptInterrupted, DueCause, EndCause, Next
+from events.attempt import AttachmentReason, AttemptEnded, AttemptInterrupted, DueCause, EndCause, Next
 from events.values import MICROSECONDS, Outcome
 from store.views.messages import RETRIABLE, MessageRow
 
@@ -55,25 +56,26 @@ def what_follows(
     draw: float,
     *,
     relay_until_us: int | None = None,
-    fault: bool = False,
+    ours: Literal["internal", "attachment"] | None = None,
 ) -> Following:
     """What becomes of the message. `relay_until_us` is set where the relay was in trouble before it took MAIL, and
-    says until when it is left alone; `fault` where an unexpected error of ours ended the attempt."""
+    says until when it is left alone; `ours` where the attempt ended before a relay was asked, by an unexpected error or
+    because an attachment could not be had for now."""
     statuses = _statuses_after(row, outcomes)
     open_statuses = [status for status in statuses if status in RETRIABLE]
     if not open_statuses:
         delivered = all(status == "delivered" for status in statuses)
         return Following("done") if delivered else Following("failed", charged=True, cause="refused")
-    if fault and row.faults >= FAULTS_MAX:
+    if ours == "internal" and row.faults >= FAULTS_MAX:
         return Following("failed", charged=True, cause="internal")
     tried = {outcome.status for outcome in outcomes}
     if "in_doubt" in tried and (policy.hold_in_doubt or row.doubts + 1 >= policy.in_doubt_max):
         return Following("held", charged=True, cause="in_doubt")
     if relay_until_us is not None and row.uncharged < UNCHARGED_IN_A_ROW_MAX and "in_doubt" not in tried:
         return Following("due", due_us=max(relay_until_us, now_us), due_cause="relay")
-    if "open" in open_statuses and not fault:
+    if "open" in open_statuses and ours is None:
         return Following("due", due_us=now_us, due_cause="more")
-    return _retry(row, policy, now_us, draw, "internal" if fault else None)
+    return _retry(row, policy, now_us, draw, ours)
 
 
 def _retry(row: MessageRow, policy: RetryPolicy, now_us: int, draw: float, cause: EndCause | None) -> Following:
@@ -113,6 +115,8 @@ def ended(
     tls: bool = False,
     verified: bool = False,
     took_us: int = 0,
+    field: str | None = None,
+    reason: AttachmentReason | None = None,
 ) -> AttemptEnded:
     """The fact that ends an attempt."""
     return AttemptEnded(
@@ -123,4 +127,6 @@ def ended(
         tls=tls,
         verified=verified,
         took_us=took_us,
+        field=field,
+        reason=reason,
     )

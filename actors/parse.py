@@ -14,7 +14,8 @@ import json
 import re
 import sys
 from binascii import a2b_base64
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from msgspec import Struct
 
 from events.letter import Attachment, Envelope, Letter
 from events.payloads import AttachmentPayload, MessagePayload
+from events.places import BASE64, path_fault, url_fault
 from events.values import CONTROL, MICROSECONDS, PRIORITY_LABELS, Address, parse_address, split_addresses
 from store.views.clock import BELIEVED, ClockRow
 
@@ -45,6 +47,12 @@ LATEST_S = 253_402_300_799
 
 SHOWN_PATHS_MAX = 10
 """A rejection names so many storage paths, not thousands."""
+
+URL_CHARACTERS_MAX = 4_000
+"""Signed URLs of clouds have some hundreds more than their paths, which have a thousand at most."""
+
+Volumes = Mapping[str, str | None]
+"""A volume's name to the id of the account that it serves, None where it serves them all."""
 
 NOT_JSON = "not JSON"
 MISSING_ID = "missing id"
@@ -108,7 +116,8 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,12
 _PATH_OF_ERROR = re.compile(r"`\$([^`]*)`\Z")
 _MISSING_OF_ERROR = re.compile(r"missing required field `(\w+)`")
 _UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError, TypeError)
-_BASE64 = "base64:"
+_BASE64 = f"{BASE64}:"
+_SOURCES = ("content", "url", "s3", "storage_path")
 _NULL_SENDER = "<>"
 
 _decode_message = msgspec.json.Decoder(MessagePayload).decode
@@ -154,9 +163,10 @@ def parse(
     now_us: int,
     default_priority: int | None = None,
     clock: ClockRow = BELIEVED,
+    volumes: Volumes = MappingProxyType({}),
 ) -> Parsed | Fault:
     """Take a message apart. `accounts` are the ids of the living accounts; `default_priority` is the batch's own;
-    `clock` says whether `now_us` is believed."""
+    `clock` says whether `now_us` is believed, `volumes` of each volume whom it serves."""
     read = _read(raw)
     if read is None:
         return Fault(None, NOT_JSON)
@@ -164,7 +174,7 @@ def parse(
     if fault := _fault_of_id(read) or _missing(payload):
         return fault
     priority = policy.default_priority if default_priority is None else default_priority
-    return _Parsing(payload, read.wrong).parse(policy, accounts, now_us, priority, clock)
+    return _Parsing(payload, read.wrong).parse(policy, accounts, volumes, now_us, priority, clock)
 
 
 def _read(raw: bytes | msgspec.Raw) -> _Read | None:
@@ -273,7 +283,13 @@ class _Parsing:
         self.headers = {k: v for k, v in payload.headers.items() if v is not None} if payload.headers else {}
 
     def parse(
-        self, policy: Policy, accounts: Container[str], now_us: int, default_priority: int, clock: ClockRow
+        self,
+        policy: Policy,
+        accounts: Container[str],
+        volumes: Volumes,
+        now_us: int,
+        default_priority: int,
+        clock: ClockRow,
     ) -> Parsed | Fault:
         payload = self.payload
         try:
@@ -282,7 +298,7 @@ class _Parsing:
             self._refuse_control_characters()
             account_id = self._account(accounts)
             if payload.attachments:
-                self._refuse_volumes(payload.attachments)
+                self._refuse_volumes(payload.attachments, account_id, volumes)
             size = self._size()
             if size > policy.message_bytes_max:
                 raise _Wrong(TOO_LARGE)
@@ -377,12 +393,12 @@ class _Parsing:
             raise _Wrong(NO_DEFAULT_ACCOUNT, "account_id")
         return DEFAULT_ACCOUNT
 
-    def _refuse_volumes(self, attachments: Iterable[AttachmentPayload]) -> None:
-        """There are no volumes: a storage path can only carry its content in itself."""
+    def _refuse_volumes(self, attachments: Iterable[AttachmentPayload], account_id: str, volumes: Volumes) -> None:
+        """A storage path carries its content in itself, or begins with a volume that serves the account."""
         stored = [
             (f"attachments[{index}].storage_path", each.storage_path)
             for index, each in enumerate(attachments)
-            if each.storage_path is not None and not each.storage_path.startswith(_BASE64)
+            if each.storage_path is not None and not _serves(each.storage_path, account_id, volumes)
         ][:SHOWN_PATHS_MAX]
         if stored:
             fields, paths = zip(*stored, strict=True)
@@ -399,7 +415,8 @@ class _Parsing:
         for name, value in self.headers.items():
             size += len(name) + _text_bytes(value) + 4
         for each in payload.attachments or ():
-            size += len(each.content or each.storage_path or "") * 78 // 76 + 200
+            # What is fetched when it is sent counts then.
+            size += len(each.content or _carried(each.storage_path) or "") * 78 // 76 + 200
         return size
 
     def _refuse_wrong_fields(self, recipients: int) -> None:
@@ -456,29 +473,68 @@ def _attachment_headers(attachments: Iterable[AttachmentPayload]) -> Iterator[tu
         yield f"attachments[{index}].filename", each.filename
         yield f"attachments[{index}].content_type", each.content_type or ""
         yield f"attachments[{index}].content_id", each.content_id or ""
+        # Nothing of these reaches a header; but nothing that could be asked for holds a control character either.
+        yield f"attachments[{index}].url", each.url or ""
+        yield f"attachments[{index}].s3", each.s3.bucket + each.s3.key if each.s3 else ""
+        yield f"attachments[{index}].storage_path", _elsewhere(each)
 
 
 def _attachments(payloads: Iterable[AttachmentPayload]) -> tuple[Attachment, ...]:
     return tuple(_attachment(f"attachments[{index}]", payload) for index, payload in enumerate(payloads))
 
 
+def _serves(storage_path: str, account_id: str, volumes: Volumes) -> bool:
+    if storage_path.startswith(_BASE64):
+        return True
+    name, colon, _ = storage_path.partition(":")
+    return bool(colon) and name in volumes and volumes[name] in (None, account_id)
+
+
+def _carried(storage_path: str | None) -> str | None:
+    """The content of a storage path that carries it in itself."""
+    return storage_path.removeprefix(_BASE64) if storage_path and storage_path.startswith(_BASE64) else None
+
+
+def _elsewhere(payload: AttachmentPayload) -> str:
+    """A storage path that leads to a volume."""
+    return "" if payload.storage_path is None or payload.storage_path.startswith(_BASE64) else payload.storage_path
+
+
 def _attachment(path: str, payload: AttachmentPayload) -> Attachment:
-    """An attachment that carries its content in itself; exactly one source is taken."""
-    for name in ("url", "s3"):
-        if getattr(payload, name) is not None:
-            raise _invalid(f"{path}.{name}")
-    if (payload.content is None) == (payload.storage_path is None):
-        raise _invalid(f"{path}.content")
-    field, content = "content", payload.content
-    if content is None:
-        field, content = "storage_path", (payload.storage_path or "").removeprefix(_BASE64)
-    if not _is_base64(content):
-        raise _invalid(f"{path}.{field}")
+    """An attachment; exactly one source is taken."""
+    given = [name for name in _SOURCES if getattr(payload, name) is not None]
+    if len(given) != 1:
+        raise _invalid(f"{path}.{given[1] if given else 'content'}")
+    carried = _carried(payload.storage_path)
+    content = payload.content if carried is None else carried
+    if _is_faulty(payload, content):
+        raise _invalid(f"{path}.{given[0]}")
     if payload.content_type and not _MEDIA_TYPE.match(payload.content_type):
         raise _invalid(f"{path}.content_type")
     if payload.content_id and not _CONTENT_ID.match(payload.content_id):
         raise _invalid(f"{path}.content_id")
-    return Attachment(payload.filename, content, payload.content_type or None, payload.content_id or None)
+    return Attachment(
+        filename=payload.filename,
+        content=content,
+        content_type=payload.content_type or None,
+        content_id=payload.content_id or None,
+        url=payload.url,
+        s3=payload.s3,
+        storage_path=_elsewhere(payload) or None,
+    )
+
+
+def _is_faulty(payload: AttachmentPayload, content: str | None) -> bool:
+    """Whether what an attachment's source says can never be had."""
+    if content is not None:
+        return not _is_base64(content)
+    if payload.url is not None:
+        return len(payload.url) > URL_CHARACTERS_MAX or url_fault(payload.url, query=True)
+    if payload.s3 is not None:
+        bucket, path = payload.s3.bucket, payload.s3.key
+    else:
+        bucket, _, path = (payload.storage_path or "").partition(":")
+    return not bucket or "/" in bucket or len(path) > URL_CHARACTERS_MAX or path_fault(path)
 
 
 def _is_base64(text: str) -> bool:

@@ -6,15 +6,15 @@ TLS and AUTH *before* it asks for work, so a dead relay costs no message, no slo
 `receive` on its account's work channel, which has capacity 0: a sender that waits there is the credit that the
 scheduler counts, so there is no counter that could go stale and no grant that could get old in a queue.
 
-An attempt goes: grant; AttemptStarted on disk; compose; converse; judge; AttemptEnded. The sender does not wait for
-the end to be on disk before it asks for more: the recorder takes urgent facts in their order, so the end is on disk
-before, or together with, the start of the sender's next attempt, and no connection ever has more than one mail that
-was sent and is not recorded. (It halves the commits that a mail has to wait for.) A connection that fails at once,
-before its first 250 to MAIL, is replaced once within the same attempt, since a relay may have closed an idle
-connection a moment before. Trouble that is the relay's alone is recorded as RelayUnreachable, with back-off, in
-the same commit as the attempt's end; of many connections that fail together one records it, so the back-off doubles
-once. Whatever the relay then answers, a probe or a mail, is recorded as RelayReached. What this pool has seen of a
-relay it knows at once, before the follower has come to the fact.
+An attempt goes: grant; AttemptStarted on disk; fetch attachments, if there are any elsewhere (`attachments.py`);
+compose; converse; judge; AttemptEnded. The sender does not wait for the end to be on disk before it asks for more: the
+recorder takes urgent facts in their order, so the end is on disk before, or together with, the start of the sender's
+next attempt, and no connection ever has more than one mail that was sent and is not recorded. (It halves the commits
+that a mail has to wait for.) A connection that fails at once, before its first 250 to MAIL, is replaced once within the
+same attempt, since a relay may have closed an idle connection a moment before. Trouble that is the relay's alone is
+recorded as RelayUnreachable, with back-off, in the same commit as the attempt's end; of many connections that fail
+together one records it, so the back-off doubles once. Whatever the relay then answers, a probe or a mail, is recorded
+as RelayReached. What this pool has seen of a relay it knows at once, before the follower has come to the fact.
 
 A sender that is cancelled in the middle closes its socket at once and still records the end, by how far the
 conversation had come. An unexpected error while composing or sending ends that attempt as deferred, cause internal;
@@ -25,7 +25,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 import trio
@@ -36,7 +36,7 @@ from events.account import RelayReached, RelayUnreachable
 from events.attempt import AttemptStarted
 from events.fact import Draft, Fact
 from events.letter import Envelope, Letter
-from events.values import MICROSECONDS, Outcome, parse_address
+from events.values import MICROSECONDS, Outcome, OutcomeStatus, parse_address
 from store.beside import Credentials, LetterRow, Replies
 from store.dispatching import sealed_credentials
 from store.opening import Store
@@ -44,6 +44,7 @@ from store.recorder import NotRecorded
 from store.views.accounts import AccountRow, RelayRow
 from store.writer import Declined, Started
 
+from .attachments import Attachments, AttachmentTrouble, Filled, is_remote
 from .bell import Bell
 from .connection import Connection, Delivery, Mail, Relay, RelayTrouble, connect
 from .judgement import Following, RetryPolicy, ended, what_follows
@@ -101,7 +102,8 @@ class _Work(Struct, frozen=True, eq=False):
 
 
 class _Came(Struct, frozen=True):
-    """What came of an attempt's conversation. `spoken`: the relay answered; `fault`: an unexpected error of ours."""
+    """What came of an attempt's conversation. `spoken`: the relay answered; `ours`: it ended before a relay was
+    asked; `attachment`: the one that could not be had."""
 
     outcomes: tuple[Outcome, ...]
     replies: tuple[tuple[int, str], ...] = ()
@@ -112,7 +114,17 @@ class _Came(Struct, frozen=True):
     uncharged: bool = False
     following: Following | None = None
     spoken: bool = False
-    fault: bool = False
+    ours: Literal["internal", "attachment"] | None = None
+    attachment: AttachmentTrouble | None = None
+
+
+class _Hand(Struct, eq=False):
+    """What a sender holds during an attempt: a connection, which may be replaced, and what it has fetched; `speaking`
+    from the moment at which the relay may have heard of the mail."""
+
+    connection: Connection
+    filled: Filled | None = None
+    speaking: bool = False
 
 
 class SenderPool:
@@ -127,6 +139,7 @@ class SenderPool:
         books: Books,
         desk: Desk,
         demand: Callable[[], dict[int, Wanted]],
+        attachments: Attachments,
     ) -> None:
         self._store = store
         self._network = network
@@ -135,6 +148,7 @@ class SenderPool:
         self._books = books
         self._desk = desk
         self._demand = demand
+        self._attachments = attachments
         self._plan = PoolPlan(policy.connections_max)
         self._work: dict[int, _Work] = {}
         self._scopes: dict[Place, trio.CancelScope] = {}
@@ -351,15 +365,17 @@ class SenderPool:
             return connection
         attempt, started = begun
         from_us = self._store.clock.monotonic_us()
-        holder = [connection]
+        hand = _Hand(connection)
         came = None
         try:
-            came = await self._converse(account, holder, candidate, started)
+            came = await self._converse(account, hand, candidate, started)
         finally:
             # However the conversation was left, its end is recorded.
-            came = _interrupted(holder[0]) if came is None else came
+            came = _interrupted(hand, candidate) if came is None else came
             self._end(account, candidate, attempt, started, came, from_us)
-        return holder[0] if holder[0].ready else None
+            if hand.filled is not None:
+                hand.filled.release()
+        return hand.connection if hand.connection.ready else None
 
     async def _start(self, candidate: Candidate) -> tuple[int, Started] | None:
         """The attempt is on disk, or it may not be: then the grant goes back."""
@@ -376,39 +392,46 @@ class SenderPool:
             return None
         return answer.seq, recorded.started[0]
 
-    async def _converse(
-        self, account: AccountRow, holder: list[Connection], candidate: Candidate, started: Started
-    ) -> _Came:
-        """Compose and deliver; `holder` has the connection, which may be replaced once."""
+    async def _converse(self, account: AccountRow, hand: _Hand, candidate: Candidate, started: Started) -> _Came:
+        """Compose and deliver; the connection in hand may be replaced once."""
         if started.letter is None:
-            gone = tuple(Outcome(recipient, "deferred") for recipient in candidate.recipients)
-            return _Came(gone, following=Following("failed", charged=True, cause="content_missing"))
+            return _Came(_deferred(candidate), following=Following("failed", charged=True, cause="content_missing"))
         try:
-            mail = self._mail(candidate, started, started.letter)
+            mail = await self._mail(account, hand, candidate, started, started.letter)
             from_us = self._store.clock.monotonic_us()
-            delivery = await holder[0].deliver(mail)
+            hand.speaking = True
+            delivery = await hand.connection.deliver(mail)
             if _died_idle(delivery) and self._store.clock.monotonic_us() - from_us < DIED_IDLE_US:
-                holder[0] = await self._connect(account)
-                delivery = await holder[0].deliver(mail)
+                hand.connection = await self._connect(account)
+                delivery = await hand.connection.deliver(mail)
         except RelayTrouble as trouble:
             return self._relay_trouble(candidate, trouble)
+        except AttachmentTrouble as trouble:
+            return _without(candidate, trouble)
         except Exception:  # a bug of ours must cost one attempt, not the other senders'
             logger.exception("an unexpected error ended an attempt at message %s", candidate.number)
-            holder[0].close_now()
-            deferred = tuple(Outcome(recipient, "deferred") for recipient in candidate.recipients)
-            return _Came(deferred, fault=True)
-        return _came(delivery, holder[0])
+            hand.connection.close_now()
+            return _Came(_deferred(candidate), ours="internal")
+        return _came(delivery, hand.connection)
 
     def _relay_trouble(self, candidate: Candidate, trouble: RelayTrouble) -> _Came:
         outcomes = tuple(Outcome(recipient, "deferred", trouble.code) for recipient in candidate.recipients)
         replies = tuple((recipient, trouble.text) for recipient in candidate.recipients)
         return _Came(outcomes, replies, trouble.reason, trouble=(trouble.reason, trouble.code), uncharged=True)
 
-    def _mail(self, candidate: Candidate, started: Started, row: LetterRow) -> Mail:
+    async def _mail(
+        self, account: AccountRow, hand: _Hand, candidate: Candidate, started: Started, row: LetterRow
+    ) -> Mail:
+        """The mail as it goes out. Raises AttachmentTrouble."""
         letter = _decode_letter(row.content)
+        if letter.attachments and is_remote(letter):
+            hand.filled = await self._attachments.fill(letter, account.id)
+            letter = hand.filled.letter
         envelope = _decode_envelope(row.envelope)
         message_id = letter.message_id or self._message_id(started, row.salt, envelope.sender)
         content = compose(letter, message_id=message_id, date_us=started.row.created_us, boundary_seed=row.salt)
+        if hand.filled is not None:
+            self._attachments.check_composed(hand.filled, len(content))
         recipients = tuple((index, envelope.recipients[index]) for index in candidate.recipients)
         return Mail(envelope.sender, recipients, content, smtputf8=needs_smtputf8(letter))
 
@@ -439,7 +462,7 @@ class SenderPool:
             clock.now_us(),
             self._chance.random(),
             relay_until_us=until_us if came.uncharged else None,
-            fault=came.fault,
+            ours=came.ours,
         )
         fact = ended(
             after,
@@ -449,6 +472,8 @@ class SenderPool:
             tls=came.tls,
             verified=came.verified,
             took_us=clock.monotonic_us() - from_us,
+            field=came.attachment.field if came.attachment else None,
+            reason=came.attachment.reason if came.attachment else None,
         )
         drafts = [Draft(fact, message=candidate.number, account=candidate.account)]
         drafts += [Draft(each, account=account.number) for each in (about_relay,) if each]
@@ -518,8 +543,26 @@ def _say_trouble(account: AccountRow, reason: str, text: str) -> None:
     logger.warning("relay %s:%s of account %s: %s (%s)", account.host, account.port, account.id, text, reason)
 
 
-def _interrupted(connection: Connection) -> _Came:
-    """The sender was cancelled: neither the message nor the relay is to blame."""
+def _deferred(candidate: Candidate) -> tuple[Outcome, ...]:
+    return tuple(Outcome(recipient, "deferred") for recipient in candidate.recipients)
+
+
+def _without(candidate: Candidate, trouble: AttachmentTrouble) -> _Came:
+    """An attachment cannot be had: for now, and the message is tried again, or ever, and that is its end."""
+    status: OutcomeStatus = "deferred" if trouble.again else "refused"
+    outcomes = tuple(Outcome(recipient, status) for recipient in candidate.recipients)
+    replies = tuple((recipient, trouble.text) for recipient in candidate.recipients)
+    following = None if trouble.again else Following("failed", charged=True, cause="attachment")
+    return _Came(outcomes, replies, "attachments", following=following, ours="attachment", attachment=trouble)
+
+
+def _interrupted(hand: _Hand, candidate: Candidate) -> _Came:
+    """The sender was cancelled: neither the message nor the relay is to blame. Before the relay has heard a word of it,
+    everybody stays as they were."""
+    connection = hand.connection
+    if not hand.speaking:
+        connection.close_now()
+        return _Came(_deferred(candidate), stage="attachments", uncharged=True)
     delivery = connection.interrupted()
     outcomes, replies = delivery.outcomes, delivery.replies
     return _Came(outcomes, replies, delivery.stage, connection.tls, connection.verified, uncharged=True)

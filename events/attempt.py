@@ -14,8 +14,25 @@ Next = Literal["due", "held", "failed", "done"]
 DueCause = Literal["retry", "relay", "more"]
 """Why it is due again: it is tried again, its relay is in trouble, or more recipients have their turn."""
 
-EndCause = Literal["refused", "retries", "in_doubt", "content_missing", "internal"]
-"""Why it failed or is held; `internal` also where an unexpected error made the attempt end as deferred."""
+EndCause = Literal["refused", "retries", "in_doubt", "content_missing", "internal", "attachment"]
+"""Why it failed or is held; `internal` and `attachment` also where an unexpected error, or an attachment that could not
+be had, made the attempt end as deferred."""
+
+AttachmentReason = Literal[
+    "not_found",
+    "no_volume",
+    "not_allowed",
+    "refused",
+    "too_large",
+    "redirects",
+    "encoding",
+    "unreachable",
+    "unavailable",
+    "broken",
+    "timeout",
+    "busy",
+]
+"""Why an attachment could not be had when its message was to be sent."""
 
 
 class AttemptStarted(Fact):
@@ -30,7 +47,8 @@ class AttemptEnded(Fact):
 
     `charged` says whether it counts as one of the message's retries; `due_cause` is why it waits again;
     `cause` why it failed or is held; `retries` how many were allowed where these are exhausted.
-    Timings are microseconds on the monotonic clock.
+    `field` and `reason` say which attachment could not be had and why, where that is the cause; its name stands with
+    the words beside the log. Timings are microseconds on the monotonic clock.
     """
 
     attempt: int
@@ -45,6 +63,8 @@ class AttemptEnded(Fact):
     tls: bool = False
     verified: bool = False
     took_us: int = 0
+    field: str | None = None
+    reason: AttachmentReason | None = None
 
 
 class AttemptInterrupted(Fact):

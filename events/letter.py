@@ -7,13 +7,24 @@ and refused what cannot be sent. Encoded as JSON it is the `message` of `GET /me
 from msgspec import Struct, field
 
 
+class S3Object(Struct, frozen=True):
+    """An object in a bucket."""
+
+    bucket: str
+    key: str
+
+
 class Attachment(Struct, frozen=True, omit_defaults=True):
-    """One attachment; exactly one source is set. `content` is base64 text, strict (RFC 4648 section 4)."""
+    """One attachment; exactly one source is set. `content` is base64 text, strict (RFC 4648 section 4); what another
+    source has is fetched when the message is sent, and `storage_path` is `volume:path`."""
 
     filename: str
     content: str | None = None
     content_type: str | None = None
     content_id: str | None = None
+    url: str | None = None
+    s3: S3Object | None = None
+    storage_path: str | None = None
 
 
 class Letter(Struct, frozen=True, omit_defaults=True, kw_only=True):

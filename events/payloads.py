@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Raw, Struct, field
 
 from .exchange import Heard
+from .letter import S3Object
 from .message import Resolution
 from .values import Status
 from .volume import Backend
@@ -41,9 +42,9 @@ class AttachmentPayload(Struct, frozen=True):
     content: Annotated[str | None, says("Strict base64 (RFC 4648).")] = None
     content_type: Annotated[str | None, says("A media type; by the file's name where it is left out.")] = None
     content_id: Annotated[str | None, says("Makes it inline, for `cid:` in HTML.")] = None
-    url: Any = None
-    s3: Any = None
-    storage_path: Annotated[str | None, says("`base64:..` stands for `content`.")] = None
+    url: Annotated[str | None, says("http or https; fetched when the message is sent.")] = None
+    s3: S3Object | None = None
+    storage_path: Annotated[str | None, says("`volume:path`; `base64:..` stands for `content`.")] = None
 
 
 _LIST = {"minLength": 1, "minItems": 1}

@@ -243,6 +243,12 @@ def _check_together(config: Config) -> None:
             f"write at least max_body_mb, which is {server.max_body_mb}"
         )
     _check_client(config)
+    attachments = config.attachments
+    if attachments.memory_mb < attachments.max_total_mb:
+        raise ConfigError(
+            f"[attachments] memory_mb = {attachments.memory_mb} is less than one message may need: "
+            f"write at least max_total_mb, which is {attachments.max_total_mb}"
+        )
     if storage.key_file == storage.db_path:
         raise ConfigError(f"[storage] key_file = {storage.key_file} is also db_path: write another path for the key")
     if smtp.user and not smtp.host:

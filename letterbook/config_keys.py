@@ -17,6 +17,7 @@ from .config_kinds import (
     DELAYS,
     ENDPOINT,
     HOST,
+    NETWORKS,
     PATH,
     PRIORITY,
     RULES,
@@ -27,6 +28,7 @@ from .config_kinds import (
     TIMEZONE,
     URL,
     Kind,
+    Network,
     Secret,
     choice,
     seconds,
@@ -169,6 +171,21 @@ class Delivery(Struct, frozen=True):
     ] = 604_800.0
 
 
+class Attachments(Struct, frozen=True):
+    """What letters name elsewhere (URLs, buckets, volumes), fetched when they are sent."""
+
+    timeout_seconds: Annotated[float, Key(seconds(0.1), "How long all attachments of a message may take together.")] = (
+        30.0
+    )
+    max_mb: Annotated[int, Key(whole(1), "Largest attachment that is fetched, after any Content-Encoding, in MB.")] = 25
+    max_total_mb: Annotated[int, Key(whole(1), "All fetched attachments of one message together, in MB.")] = 50
+    memory_mb: Annotated[int, Key(whole(1), "What all messages that are being sent have fetched, in MB.")] = 250
+    allow_private_networks: Annotated[
+        tuple[Network, ...],
+        Key(NETWORKS, "Networks that may be reached although they are not public; empty: none."),
+    ] = ()
+
+
 class Metrics(Struct, frozen=True):
     """What GET /metrics shows."""
 
@@ -225,6 +242,7 @@ class Config(Struct, frozen=True):
     client: Client = Client()
     scheduler: Scheduler = Scheduler()
     delivery: Delivery = Delivery()
+    attachments: Attachments = Attachments()
     metrics: Metrics = Metrics()
     logging: Logging = Logging()
     volumes: tuple[Volume, ...] = ()

@@ -3,6 +3,7 @@
 A reader raises ValueError and says nothing more: the sentence for the operator is the kind's `write`.
 """
 
+import ipaddress
 import math
 import re
 import zoneinfo
@@ -16,6 +17,8 @@ from msgspec import Struct
 from events import payloads
 from events.rules import RULES_MAX, made
 from events.values import CONTROL, PRIORITY_LABELS
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Secret(str):
@@ -92,6 +95,11 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _networks(text: str) -> tuple[Network, ...]:
+    """`10.0.0.5/8` is refused, for it may be meant as one address or as the whole network."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+
+
 def _timezone(text: str) -> str:
     try:
         zoneinfo.ZoneInfo(text)
@@ -127,6 +135,7 @@ RULES = Kind(
     "a JSON list of rules as POST /commands/rules takes them, such as"
     ' [{"days": [0, 1, 2, 3, 4], "start_hour": 8, "end_hour": 18, "interval_minutes": 15}]',
 )
+NETWORKS = Kind(_networks, "networks with commas between, such as 10.20.0.0/16, fd00:20::/64")
 TIMEZONE = Kind(_timezone, "a time zone of the IANA list, such as UTC or Europe/Rome")
 
 

@@ -30,6 +30,7 @@ import trio
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from actors.attachments import AttachmentPolicy, Attachments
 from actors.batch_reporter import BatchReporter, give_up_refused
 from actors.bell import Bell
 from actors.control import run_control
@@ -199,6 +200,7 @@ class System:
             disk_low=lambda: self._no_room,
             expiry=lambda: not self.retention.doubted,
             timetable=self.timetable,
+            attachments=Attachments(self.store, attachment_policy(config)),
         )
 
     async def _deliver(self) -> None:
@@ -486,6 +488,18 @@ def delivery_policy(config: Config) -> DeliveryPolicy:
         connections_max=delivery.max_connections,
         ehlo_name=config.smtp.ehlo_name or socket.getfqdn(),
         message_id_domain=config.smtp.message_id_domain,
+    )
+
+
+def attachment_policy(config: Config) -> AttachmentPolicy:
+    keys = config.attachments
+    return AttachmentPolicy(
+        timeout_s=keys.timeout_seconds,
+        bytes_max=keys.max_mb * MB,
+        total_bytes_max=keys.max_total_mb * MB,
+        memory_bytes_max=keys.memory_mb * MB,
+        message_bytes_max=config.delivery.max_message_mb * MB,
+        allowed=keys.allow_private_networks,
     )
 
 

@@ -15,6 +15,8 @@ Replies = Mapping[tuple[int, int], str]
 IN_DOUBT_TEXT = "in doubt: the message was handed over and no reply came"
 HELD_TEXT = "held until a person decides"
 
+NO_ATTACHMENT = "an attachment could not be had"
+
 _FIXED = {
     "account_removed": "account removed",
     "quota": "rate_limit_exceeded",
@@ -65,6 +67,9 @@ def error_text(cause: str | None, detail: str | None, states: Sequence[Recipient
     """Why a message ended without reaching everybody; None where there is nothing to say."""
     if cause is None:
         return None
+    if cause == "attachment":
+        index = first_failure(states)
+        return replies.get((states[index].ended, index), NO_ATTACHMENT) if index is not None else NO_ATTACHMENT
     if cause in ("refused", "retries"):
         text = _refusal(states, replies)
         return text if cause == "refused" else f"Max retries ({detail}) exceeded: {text}"

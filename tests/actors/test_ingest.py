@@ -17,6 +17,7 @@ from events.commands import Decision, Dropped
 from events.fact import Draft
 from events.message import MessageAccepted, MessageRejected, MessageRevised
 from events.values import Outcome
+from events.volume import VolumeRemoved, VolumeSaved
 from store.recorder import FACTS_A_TURN_MAX
 from store.secrets import Secrets
 from store.sql import columns
@@ -404,3 +405,24 @@ async def test_a_store_that_closes_leaves_nobody_waiting(tmp_path, autojump_cloc
             await run_ingest(receive, store, Policy())
         with pytest.raises(Dropped):
             await asked.reply.get()
+
+
+async def test_volumes_are_those_of_the_moment(tmp_path, autojump_clock):
+    async with ingesting(tmp_path, "default") as (store, to):
+
+        async def reason(name, volume="files"):
+            wanted = message(name, attachments=[{"filename": "f", "storage_path": f"{volume}:x"}])
+            return (await submit(to, wanted))[0].reason
+
+        refused = "Invalid/unauthorized storage volumes: files:x"
+        assert await reason("a") == refused
+        await store.record([Draft(VolumeSaved(name="files", backend="memory", config="d"))])
+        assert await reason("a") is None
+        await store.record([Draft(VolumeSaved(name="files", backend="memory", config="d", account_id="other"))])
+        assert await reason("b") == refused
+        await store.record([Draft(VolumeSaved(name="files", backend="memory", config="d", account_id="default"))])
+        assert await reason("b") is None
+        await store.record([Draft(VolumeRemoved(name="files"))])
+        assert await reason("c") == refused
+        ((data,),) = await rows(store, "select data from log where kind = 'MessageRejected' order by seq limit 1")
+        assert b"files:x" not in data

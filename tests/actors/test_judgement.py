@@ -118,9 +118,9 @@ def test_recipients_deferred_in_an_earlier_turn_are_a_retry_after_the_last():
 
 def test_the_third_unexpected_error_ends_the_message():
     for faults in (0, 1):
-        follows = after(row("open", "open", faults=faults), outcomes("deferred"), fault=True)
+        follows = after(row("open", "open", faults=faults), outcomes("deferred"), ours="internal")
         assert (follows.next, follows.cause, follows.due_cause) == ("due", "internal", "retry")
-    follows = after(row("open", faults=2), outcomes("deferred"), fault=True)
+    follows = after(row("open", faults=2), outcomes("deferred"), ours="internal")
     assert (follows.next, follows.cause) == ("failed", "internal")
 
 

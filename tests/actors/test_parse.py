@@ -24,6 +24,7 @@ from events.values import CONTROL, MICROSECONDS, PRIORITY_LABELS, parse_address
 NOW_US = 1_700_000_000 * MICROSECONDS
 NOW_S = NOW_US // MICROSECONDS
 POLICY = Policy()
+VOLUMES = {"files": None, "own": "main", "other": "other"}
 GOOD = {"id": "a", "from": "Shop <shop@example.com>", "to": ["anna@example.org"], "subject": "s", "body": "b"}
 
 
@@ -32,7 +33,7 @@ def parsed(raw: Any = None, /, accounts: Any = ("default", "main"), policy: Poli
     if raw is None:
         message = {**GOOD, **{name.rstrip("_"): value for name, value in fields.items()}}
         raw = json.dumps({name: value for name, value in message.items() if value is not ...}).encode()
-    return parse(raw, policy=policy, accounts=accounts, now_us=NOW_US)
+    return parse(raw, policy=policy, accounts=accounts, now_us=NOW_US, volumes=VOLUMES)
 
 
 def reason(*args: Any, **fields: Any) -> str | None:
@@ -281,9 +282,32 @@ def test_a_message_id_that_is_none_is_refused(value):
         ({"content": "é"}, "content"),
         ({"storage_path": "base64:!"}, "storage_path"),
         ({}, "content"),
-        ({"content": "QQ==", "storage_path": "base64:QQ=="}, "content"),
-        ({"url": "http://a"}, "url"),
-        ({"s3": {"bucket": "b", "key": "k"}}, "s3"),
+        ({"content": "QQ==", "storage_path": "base64:QQ=="}, "storage_path"),
+        ({"url": "http://a", "s3": {"bucket": "b", "key": "k"}}, "s3"),
+        ({"url": ""}, "url"),
+        ({"url": "ftp://a/b"}, "url"),
+        ({"url": "http://"}, "url"),
+        ({"url": "http://a:0/"}, "url"),
+        ({"url": "http://a:x/"}, "url"),
+        ({"url": "http://[a/"}, "url"),
+        ({"url": "http://a b/"}, "url"),
+        ({"url": "//a/b"}, "url"),
+        ({"url": "file:///etc/passwd"}, "url"),
+        ({"url": "http://a/" + "x" * 4_000}, "url"),
+        ({"url": 5}, "url"),
+        ({"s3": {"bucket": "", "key": "k"}}, "s3"),
+        ({"s3": {"bucket": "a/b", "key": "k"}}, "s3"),
+        ({"s3": {"bucket": "b", "key": ""}}, "s3"),
+        ({"s3": {"bucket": "b", "key": "../k"}}, "s3"),
+        ({"s3": {"bucket": "b", "key": 5}}, "s3.key"),
+        ({"s3": {"bucket": "b"}}, "s3.key"),
+        ({"s3": "b/k"}, "s3"),
+        ({"storage_path": "files:"}, "storage_path"),
+        ({"storage_path": "files:/etc/passwd"}, "storage_path"),
+        ({"storage_path": "files:a/../b"}, "storage_path"),
+        ({"storage_path": "files:a//b"}, "storage_path"),
+        ({"storage_path": "files:./a"}, "storage_path"),
+        ({"storage_path": "files:a\\b"}, "storage_path"),
         ({"content": "QQ==", "url": ""}, "url"),
         ({"content": "QQ==", "content_type": "text"}, "content_type"),
         ({"content": "QQ==", "content_id": "<a b>"}, "content_id"),
@@ -292,6 +316,41 @@ def test_a_message_id_that_is_none_is_refused(value):
 def test_an_attachment_that_cannot_be_sent_is_named(attachment, where):
     good = {"filename": "g", "content": ""}
     assert reason(attachments=[good, {"filename": "f", **attachment}]) == f"invalid field: attachments[1].{where}"
+
+
+def test_attachments_from_elsewhere_are_taken_as_they_are_named():
+    named = [
+        {"filename": "a", "url": "https://ann:pw@files.example:8443/a%20b?c=d#e"},
+        {"filename": "b", "s3": {"bucket": "b", "key": "x/y z.pdf"}},
+        {"filename": "c", "storage_path": "files:x/y:z.pdf"},
+        {"filename": "d", "storage_path": "own:x"},
+    ]
+    found = parsed(attachments=named, account_id="main").letter.attachments
+    assert [msgspec.to_builtins(each) for each in found] == named
+
+
+@pytest.mark.parametrize("path", ["other:x", "none:x", "files", "", ":x", "Files:x", "base65:QQ=="])
+def test_a_storage_path_of_no_volume_of_the_account_is_refused(path):
+    verdict = parsed(attachments=[{"filename": "f", "storage_path": path}])
+    assert isinstance(verdict, Fault) and verdict.answer == f"Invalid/unauthorized storage volumes: {path}"
+
+
+@pytest.mark.parametrize(
+    ("attachment", "where"),
+    [
+        ({"url": "http://a/\r\nHost: b"}, "url"),
+        ({"s3": {"bucket": "b", "key": "a\0b"}}, "s3"),
+        ({"storage_path": "files:a\0b"}, "storage_path"),
+    ],
+)
+def test_what_is_asked_for_holds_no_control_character(attachment, where):
+    verdict = parsed(attachments=[{"filename": "f", **attachment}])
+    assert isinstance(verdict, Fault) and verdict.reason == f"control character in attachments[0].{where}"
+
+
+def test_what_is_fetched_when_it_is_sent_does_not_count_before():
+    wanted = [{"filename": "f", "storage_path": "files:" + "x" * 900}] * 3
+    assert parsed(attachments=wanted).size < 1_000
 
 
 def test_attachments_carry_their_content_in_themselves():
