@@ -415,11 +415,11 @@ class ControlActor:
 
     async def _bulk(self, step: commands.Bulk, by: str) -> Answer:
         """One step, behind whatever is urgent: other commands and all mail go between it and the next."""
-        at = self._moment(by)
         chosen = await self._store.read(
-            choosing.chosen, step.where, STATES[step.action], at.now_us, step.after, step.up_to
+            choosing.chosen, step.where, STATES[step.action], self._store.clock.now_us(), step.after, step.up_to
         )
-        decided = decide(step.action, chosen, at)
+        # The clock may have stepped meanwhile: what is recorded at once stands on this side of the step in the log.
+        decided = decide(step.action, chosen, self._moment(by))
         changed = 0
         if decided.drafts and not step.dry_run:
             recorded = await self._store.record(decided.drafts)

@@ -186,6 +186,7 @@ class Delivery:
 
     async def _interrupt_open_attempts(self) -> None:
         """Whoever had these attempts is gone, and nobody knows how far they had come."""
+        found = await self._store.read(dispatching.open_attempts)
         now_us = self._store.clock.now_us()
         drafts = [
             Draft(
@@ -193,7 +194,7 @@ class Delivery:
                 message=attempt.message,
                 account=attempt.account,
             )
-            for attempt, row in await self._store.read(dispatching.open_attempts)
+            for attempt, row in found
         ]
         for first in range(0, len(drafts), INTERRUPTED_A_RECORD):
             await self._store.record(drafts[first : first + INTERRUPTED_A_RECORD], urgent=True)

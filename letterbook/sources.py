@@ -111,9 +111,10 @@ def look_at(config_path: Path | None, db: Path | None) -> "Iterator[tuple[Connec
     """The same, seen as of this moment, and as the service would see it."""
     with open_source(config_path, db) as (connection, source):
         from gateway.lists import Look
-        from store.file_access import log_id, moment
+        from store.file_access import log_id, moment, see_views
 
-        with moment(connection):
+        with moment(connection), one_line():
+            see_views(source.db_path, connection)
             zone = ZoneInfo(source.timezone)
             look = Look(time.time_ns() // 1000, log_id(connection), source.disk_low, zone=zone)
             yield connection, look, source

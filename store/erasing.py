@@ -11,7 +11,7 @@ does not reach. Such a copy is of a letter that still lives; when that one is er
 (measured: 5 of 10,800 letters, erased in random order by overwriting and deleting; 0 by what is done here). Making a
 row smaller never merges pages. So an erased letter is a row without content, and a row is deleted only where every
 row on the pages around it is empty too: MARGIN rows away from any letter that lives. Pages of ordinary letters come
-free as their neighbours are erased; beside a living letter a few hundred empty rows stay.
+free as their neighbours are erased; beside a living letter some hundreds of empty rows stay.
 
 `secure_delete` must be on for every connection that writes letters, not only here: without it a row that moves when
 a table's first page is divided leaves a copy too. It would clear what emptying frees by itself; overwriting first
@@ -33,9 +33,13 @@ LETTERS_PER_STEP = 50
 BYTES_PER_STEP = 1_000_000
 """Overwriting goes through the write-ahead file; a step ends after so many bytes, but a letter is never divided."""
 
-MARGIN = 512
-"""Rows on the two pages to either side that SQLite may merge a page with: an empty row takes 18 bytes or more, so a
-page of 4,096 bytes holds at most 227."""
+PAGE_BYTES = 4_096
+EMPTY_ROW_BYTES = 10
+"""What an empty row takes at the very least: its place in the page's list 2, its length 1, its key 1, and 6 for the
+header of its record. Numbers of usual size add up to 7 (measured: 383 rows on a page at most, in a small log)."""
+
+MARGIN = 2 * (PAGE_BYTES // EMPTY_ROW_BYTES)
+"""No fewer than the rows on the two pages to either side that SQLite may merge a page with."""
 
 _ZEROS = bytes(65_536)
 

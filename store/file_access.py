@@ -16,13 +16,21 @@ from .files import FileError, hold_lock, read_mark, read_or_make_key
 from .opening import connect
 from .schema import applied, migrate
 from .secrets import Secrets
+from .surveying import stale_views
 
 _META = "select value from meta where name = ?"
 """The log's random id (`log`), and the id of its key (`key`)."""
 
+_META_ALL = "select name, value from meta"
+"""The versions of the views too: a dozen rows."""
+
 
 class NoLog(FileError):
     """There is no log to read; the text is one line that says what to do."""
+
+
+class StaleViews(FileError):
+    """Only the log itself can be read; the text is one line that says what to do."""
 
 
 @contextmanager
@@ -32,6 +40,12 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
     with faults_of(path), closing(connect(path, read_only=True)) as connection:
         _see_ours(path, connection)
         yield connection
+
+
+def see_views(path: Path, connection: sqlite3.Connection) -> None:
+    """Raises StaleViews where this release folds its views in another way, and so cannot read them."""
+    if stale_views(dict(connection.execute(_META_ALL))):
+        raise StaleViews(f"{path} has views of another release: start the service, or run `letterbook rebuild`")
 
 
 @contextmanager

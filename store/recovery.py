@@ -35,8 +35,9 @@ did stand still loses nothing by it but an hour, in which its mail is sent rathe
 class Situation(Struct, frozen=True, kw_only=True):
     """What was found at the start. `last_at_us` is the last fact's stamp, `stopped` whether it is ServiceStopped;
     `put_back` is how far the log had come that `letterbook restore` has replaced by this one, None where it has not;
-    `stale_views` are those that were folded by another version of their code; `stepped_to_us` is what the clock showed
-    after a step that the mark does not know of, 0 where there was none."""
+    `stale_views` are those that were folded by another version of their code; `stepped_to_us` is what the clock
+    showed after its last step that the mark does not know of, and `stepped_at_us` that fact's stamp, 0 where there was
+    none."""
 
     log: str
     last_seq: int
@@ -48,26 +49,29 @@ class Situation(Struct, frozen=True, kw_only=True):
     open_attempts: int
     now_us: int
     stepped_to_us: int = 0
-
-    @property
-    def last_now_us(self) -> int:
-        """What the clock showed when the log was last written to. Where no mark says it, the last stamp does; that may
-        be ahead of what the clock showed, for stamps never decrease."""
-        if self.stepped_to_us:
-            return self.stepped_to_us
-        if self.mark is not None and self.mark.log == self.log and self.mark.now_us:
-            return self.mark.now_us
-        return self.last_at_us
+    stepped_at_us: int = 0
 
     @property
     def moved_us(self) -> int:
-        """By how much the clock has moved since."""
-        return self.now_us - self.last_now_us
+        """By how much the clock has moved since the log was last written to. Without a mark stamps must say what it
+        showed then; they never decrease, so after a step backwards they stand still until it has come to them again."""
+        if mark := own_mark(self.mark, self.log, self.last_seq, self.put_back):
+            return self.now_us - (self.stepped_to_us or mark.now_us)
+        if self.last_at_us > self.stepped_at_us:
+            return self.now_us - self.last_at_us
+        return self.now_us - min(max(self.now_us, self.stepped_to_us), self.last_at_us)
+
+
+def own_mark(mark: Mark | None, log: str, last_seq: int, put_back: int | None) -> Mark | None:
+    """The mark, where it says what the clock showed in this log, and not in the one that a backup has replaced."""
+    if mark is None or mark.log != log or mark.seq > last_seq or put_back is not None or not mark.now_us:
+        return None
+    return mark
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """What the opener does, in this order: refuse to start; refold the views; go on under a new log id with these
-    facts; record that the clock has moved by `stepped_us`.
+    """What the opener does, in this order: refuse to start; refold the views; record that the clock has moved by
+    `stepped_us`; go on under a new log id with these facts.
 
     `label` is for the fact ServiceStarted. `lines` are for the operator; an uneventful start has none.
     """

@@ -46,8 +46,10 @@ create trigger commits_are_append_only_delete before delete on commits
 
 LOG_INDEX = "create index log_by_message on log(message, seq) where message is not null"
 
-MESSAGE_INDEXES = """
-create index messages_queue on messages(account, priority, due_us, number) where state = 'waiting';
+QUEUE_INDEX = "create index messages_queue on messages(account, priority, due_us, number) where state = 'waiting'"
+
+MESSAGE_INDEXES = f"""
+{QUEUE_INDEX};
 create index messages_waiting on messages(number) where state = 'waiting';
 create index messages_expiring on messages(expires_us) where state = 'waiting';
 create index messages_held on messages(number) where state = 'held';

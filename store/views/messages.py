@@ -355,6 +355,7 @@ def _requeued(row: MessageRow, entry: Entry, fact: MessageRequeued) -> MessageRo
         expires_us=fact.expires_us,
         updated_us=entry.at_us,
         recipients="" if all(state == OPEN_RECIPIENT for state in states) else _encode(states).decode(),
+        asked_us=None,
         attempts=0,
         retries=0,
         uncharged=0,

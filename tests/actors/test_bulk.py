@@ -17,15 +17,17 @@ from events.message import (
     MessageWithdrawn,
 )
 from store import reading
-from store.choosing import Chosen
+from store.choosing import Chosen, chosen
+from store.views.clock import step as clock_step
 from store.views.messages import MessageRow, RecipientState
-from store.worklists import expired
+from store.worklists import clock_row, expired
 
 from .opened import T0_US, end, facts, kinds, opened, rows, save_account, start, states
 from .test_control import HOUR_US, accept, controlling, in_doubt
 
 AT = Moment(T0_US, HOUR_US, "me")
 LATER_US = T0_US + 60_000_000
+YEAR_US = 365 * 86_400_000_000
 
 
 def row(state: str, *statuses: str, **fields) -> MessageRow:
@@ -155,6 +157,50 @@ async def test_all_mail_held_after_a_restore_is_released_in_bulk_and_lives_on(tm
         assert (answer["matched"], answer["changed"], answer["in_doubt"]) == (3, 3, 1)
         assert set((await states(store)).values()) == {"waiting"}
         assert await store.read(expired, store.clock.now_us()) == []
+
+
+async def stepped(store, by_us: int) -> None:
+    store.clock.jump(by_us)
+    moved_us = store.clock.step()
+    await store.record_step(Draft(clock_step(await store.read(clock_row), moved_us, store.clock.now_us())))
+
+
+async def test_mail_that_was_held_over_a_step_waits_as_if_the_clock_had_been_right(tmp_path, autojump_clock):
+    """What waited goes at once after a year backwards; what was asked for is not early after a year forwards."""
+    async with controlling(tmp_path) as (store, ask):
+        await save_account(store, "main")
+        waits, asked = (
+            await accept(store, "waits", due_us=T0_US),
+            await accept(store, "asked", due_us=T0_US + HOUR_US // 2, asked_us=T0_US + HOUR_US // 2),
+        )
+        await ask(step("hold"))
+        await stepped(store, -YEAR_US)
+        await ask(step("release"))
+        dues = dict(await rows(store, "select number, due_us from messages"))
+        assert dues == {waits[0]: store.clock.now_us(), asked[0]: T0_US + HOUR_US // 2}
+        await ask(step("hold"))
+        await stepped(store, 2 * YEAR_US)
+        await ask(step("release"))
+        dues = dict(await rows(store, "select number, due_us from messages"))
+        assert dues == {waits[0]: store.clock.now_us(), asked[0]: store.clock.now_us() + HOUR_US // 2}
+
+
+async def test_the_clock_may_step_between_the_look_and_the_fact(tmp_path, autojump_clock, monkeypatch):
+    async with controlling(tmp_path) as (store, ask):
+        await save_account(store, "main")
+        (number,) = await accept(store, "held")
+        await ask(step("hold"))
+        read = store.read
+
+        async def read_slowly(reading, *values):
+            found = await read(reading, *values)
+            if reading is chosen:
+                await stepped(store, -YEAR_US)
+            return found
+
+        monkeypatch.setattr(store, "read", read_slowly)
+        await ask(step("release"))
+        assert (await read(reading.message, number)).due_us == store.clock.now_us()
 
 
 async def test_thousands_go_in_steps_of_one_commit_each_and_other_commands_between(tmp_path, autojump_clock):

@@ -69,11 +69,18 @@ async def controlling(folder, *run_now, let_go=None):
             yield store, ask
 
 
-async def accept(store, *ids: str, account: int = 1, expires_us: int = 2 * T0_US) -> list[int]:
+async def accept(store, *ids: str, account: int = 1, expires_us: int = 2 * T0_US, **fields) -> list[int]:
     drafts = [
         Draft(
             MessageAccepted(
-                id=each, priority=2, due_us=0, expires_us=expires_us, size=1, recipients=("d",), letter="d", by="test"
+                id=each,
+                priority=2,
+                expires_us=expires_us,
+                size=1,
+                recipients=("d",),
+                letter="d",
+                by="test",
+                **{"due_us": 0, **fields},
             ),
             message=OWN,
             account=account,

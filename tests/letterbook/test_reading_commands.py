@@ -57,6 +57,18 @@ def rows(text: str) -> list[list[str]]:
 # Lists
 
 
+def test_a_log_of_an_earlier_release_is_read_once_its_views_are_of_this_one(own_log):
+    with closing(connect(own_log)) as connection:
+        connection.execute("alter table messages drop column asked_us")
+        connection.execute("update meta set value = '1' where name = 'view:messages'")
+    for command in (("pending",), ("show", "m1")):
+        line = complaint(*command, "--db", own_log)
+        assert "views of another release" in line and "`letterbook rebuild`" in line
+    run("log", "--db", own_log)
+    run("rebuild", "--db", own_log)
+    run("pending", "--db", own_log)
+
+
 @pytest.mark.parametrize("name", LISTS)
 def test_lists_as_json_are_the_answers_of_the_http_api(log, name):
     with closing(connect(log, read_only=True)) as connection:

@@ -87,7 +87,11 @@ def test_every_row_is_moved_as_the_table_says(by_us):
             "insert into messages (number, state, account, due_us, asked_us) values (?, 'waiting', 1, ?, ?)",
             (number, due_us, asked_us),
         )
-    connection.execute("insert into messages (number, state, due_us) values (6, 'held', 7)")
+    for number, state, asked_us in ((6, "held", None), (7, "held", T0_US + 600 * S), (8, "in_flight", None)):
+        open_later = (number, state, asked_us or T0_US, asked_us)
+        connection.execute("insert into messages (number, state, due_us, asked_us) values (?, ?, ?, ?)", open_later)
+    connection.execute("insert into attempts (attempt, message) values (20, 8)")
+    connection.execute("insert into messages (number, state, due_us) values (9, 'sent', 7)")
     folding = Folding(connection, lambda number: ())
     row, fact = after((by_us, 0))
     folding.fold(Entry(9, T0_US, None, None, fact))
@@ -100,10 +104,12 @@ def test_every_row_is_moved_as_the_table_says(by_us):
         number: due_us + by_us if asked_us is None else row.asked_due_us(asked_us, fact.to_us)
         for number, (due_us, asked_us) in waiting.items()
     }
-    assert dues() == moved | {6: 7}
+    # What is held or in flight may wait again, with the due that it has.
+    moved |= {6: T0_US + by_us, 7: row.asked_due_us(T0_US + 600 * S, fact.to_us), 8: T0_US + by_us}
+    assert dues() == moved | {9: 7}
     assert connection.execute("select sum(n) from due_minutes").fetchone() == (5,)
     folding.fold(Entry(10, T0_US, None, None, ClockTrusted(by="cli")))
     folding.flush()
     asked = {number: asked_us for number, (_, asked_us) in waiting.items() if asked_us}
-    assert dues() == moved | asked | {6: 7}
+    assert dues() == moved | asked | {7: T0_US + 600 * S, 9: 7}
     connection.close()

@@ -12,7 +12,7 @@ import pytest
 from events.fact import Draft
 from events.message import ContentErased, MessageRevised
 from store.beside import LetterRow, Replies
-from store.erasing import BYTES_PER_STEP, LETTERS_PER_STEP, MARGIN, erase_pending, erase_step
+from store.erasing import BYTES_PER_STEP, LETTERS_PER_STEP, MARGIN, PAGE_BYTES, erase_pending, erase_step
 from store.housekeeping import truncate, vacuum_step
 from store.replay import check
 from store.schema import VIEW_VERSIONS
@@ -106,6 +106,19 @@ def test_letters_erased_in_order_leave_their_places_and_one_that_lives_keeps_its
     erase(db, held)
     assert readable(path) == set()
     assert db.execute("select count(*) from letters").fetchone()[0] <= MARGIN
+
+
+def test_the_margin_is_no_less_than_the_empty_rows_of_two_pages(db, path):
+    """However small their numbers are."""
+    db.executemany("insert into letters values (?, 1, x'', x'', x'')", [(number,) for number in range(1, 4 * MARGIN)])
+    assert truncate(db)
+    data = path.read_bytes()
+    (page_bytes,) = db.execute("pragma page_size").fetchone()
+    assert page_bytes == PAGE_BYTES
+    leaves = [data[start : start + PAGE_BYTES] for start in range(PAGE_BYTES, len(data), PAGE_BYTES)]
+    # A leaf of a table begins with 13, and says at offset 3 how many rows it has.
+    fullest = max(int.from_bytes(leaf[3:5], "big") for leaf in leaves if leaf[0] == 13)
+    assert fullest > 300 and 2 * fullest <= MARGIN
 
 
 def test_a_step_is_short_and_the_rest_is_done_later(db):

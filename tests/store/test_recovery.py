@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from events.fact import Draft
 from events.schedule import DispatchSuspended
-from events.service import LogRestored, ServiceStopped
+from events.service import ClockStepped, LogRestored, ServiceStopped
 from store.files import Mark
 from store.recovery import (
     ANY,
@@ -199,6 +199,34 @@ def test_a_step_that_the_mark_does_not_know_of_is_not_found_twice():
     assert decide(replace(stepped, stepped_to_us=stepped.now_us - 1)).stepped_us == 0
 
 
+def test_the_mark_of_the_log_that_a_backup_has_replaced_says_nothing_of_its_clock():
+    """The backup is of a day on which the clock was a year ahead, and not found out yet."""
+    year_us = 365 * CLOCK_AHEAD_US
+    backup = replace(USUAL, last_at_us=T0_US + year_us, stepped_to_us=T0_US + year_us, stepped_at_us=T0_US + year_us)
+    beyond = replace(backup, mark=Mark("a1", 140, T0_US))
+    for found in (beyond, replace(beyond, put_back=140), replace(backup, mark=Mark("a1", 90, T0_US), put_back=140)):
+        assert decide(found).restored
+        assert decide(found).stepped_us == found.now_us - backup.last_at_us
+
+
+def test_without_a_mark_a_step_of_long_ago_is_no_step_of_today():
+    """What came after it was stamped by the clock that is still right."""
+    weeks_ago = T0_US - 21 * CLOCK_AHEAD_US
+    unmarked = replace(USUAL, mark=None, stepped_to_us=weeks_ago, stepped_at_us=weeks_ago)
+    assert decide(unmarked).stepped_us == 0
+    assert decide(replace(unmarked, now_us=T0_US - LARGE_US - 1)).stepped_us == -LARGE_US - 1
+
+
+@pytest.mark.parametrize(("now_days", "stepped_days"), [(0, 0), (21, 0), (365, 0), (367, 2), (-3, -3)])
+def test_without_a_mark_stamps_that_stand_still_since_a_step_backwards_leave_the_clock_its_range(
+    now_days, stepped_days
+):
+    ahead_us = T0_US + 365 * CLOCK_AHEAD_US
+    still = replace(USUAL, mark=None, last_at_us=ahead_us, stepped_to_us=T0_US, stepped_at_us=ahead_us)
+    decision = decide(replace(still, now_us=T0_US + now_days * CLOCK_AHEAD_US))
+    assert decision.stepped_us == stepped_days * CLOCK_AHEAD_US
+
+
 def test_an_empty_log_says_nothing_about_the_clock():
     assert decide(replace(USUAL, last_seq=0, last_at_us=0, mark=None)).stepped_us == 0
 
@@ -215,6 +243,13 @@ def test_the_survey_reads_what_is_there():
         found = survey(connection, Mark("a1", 3), T0_US)
         assert (found.last_seq, found.open_attempts, found.stopped) == (3, 1, False)
         assert found.last_at_us >= T0_US and found.mark == Mark("a1", 3) and found.stale_views == ()
+        record(to, [Draft(ClockStepped(by_us=5, to_us=T0_US + 9))])
+        stamp = connection.execute("select max(at_us) from log").fetchone()[0]
+        for mark, known in ((None, True), (Mark("a1", 3, T0_US), True), (Mark("a1", 4, T0_US), False)):
+            found = survey(connection, mark, T0_US)
+            assert (found.stepped_to_us, found.stepped_at_us) == ((T0_US + 9, stamp) if known else (0, 0))
+        beyond = survey(connection, Mark("a1", 40, T0_US), T0_US)
+        assert (beyond.stepped_to_us, beyond.stepped_at_us) == (T0_US + 9, stamp)
         record(to, [Draft(ServiceStopped())])
         connection.execute("update meta set value = '0' where name = 'view:totals'")
         connection.execute("delete from meta where name = 'view:slots'")

@@ -16,6 +16,7 @@ from events.message import (
     MessageWithdrawn,
 )
 from events.schedule import DispatchActivated, DispatchSuspended, RuleRemoved
+from events.service import ClockStepped, ClockTrusted
 from events.values import Outcome
 from store.folding import _MOVED
 from store.views import MESSAGES, RELAYS
@@ -152,6 +153,18 @@ def test_what_failed_is_tried_again_for_whoever_was_not_reached_with_retries_and
         s.given(end(number, again, "failed", cause="refused"))
         assert s.statuses(number)[-1] == "in_doubt", "a doubt is not forgotten"
         assert len(s.connection.execute("select status from results").fetchall()) == 2
+
+
+def test_queued_again_it_is_due_whatever_moment_was_asked_for_before():
+    """Also after a step of the clock, which moves what was asked for by the moment that was asked for."""
+    with story() as s:
+        number = s.given(accepted("a", due_us=2 * T0_US), letter("x"))
+        s.given(about(MessageFailed(cause="internal"), number))
+        s.given(about(MessageRequeued(due_us=T0_US, expires_us=9 * T0_US), number))
+        assert (s.row(number).due_us, s.row(number).asked_us) == (T0_US, None)
+        s.given(Draft(ClockTrusted()))
+        s.given(Draft(ClockStepped(by_us=5, to_us=T0_US + 5, waits_us=5)))
+        assert s.row(number).due_us == T0_US + 5
 
 
 def test_expedited_it_is_due_at_once_and_nobody_asked_for_later():
