@@ -124,7 +124,7 @@ class Upstream:
 
 
 def start_exchange(upstream: Upstream, url: str, api_token: str, sync_token: str) -> bool:
-    """Be the side that starts; whether there is more to say at once. Raises OSError where nothing came of it."""
+    """Be the side that starts; whether there is more to say at once. Raises OSError or HTTPException for nothing."""
     body = json.dumps({**upstream.say(), "sync_token": sync_token}).encode()
     headers = {"Content-Type": "application/json", "X-API-Token": api_token}
     request = urllib.request.Request(f"{url.rstrip('/')}/commands/proxy-sync", body, headers)

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from http.client import HTTPException
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -70,7 +71,8 @@ async def exchange(upstream, url):
     """The other direction: whatever becomes of it, another one follows."""
     try:
         await trio.to_thread.run_sync(shipped.start_exchange, upstream, url, TOKEN, SYNC_TOKEN)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
+        # Nobody there, no address yet, or an answer that was cut off by a kill.
         return
 
 
@@ -90,7 +92,7 @@ async def test_every_message_is_stored_once_and_every_result_is_told_whoever_sta
             await it.account("a", relay.port)
             for batch in range(BATCHES):
                 upstream.add([mail(f"m{batch}-{index}", account_id="a") for index in range(IN_A_BATCH)])
-            with trio.fail_after(120):
+            with trio.fail_after(240):
                 while upstream.kills or upstream.unconfirmed() or told(upstream) != ids:
                     if it.process.poll() is not None:
                         await it.ended()
