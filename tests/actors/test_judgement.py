@@ -146,7 +146,8 @@ def test_a_message_is_open_exactly_while_a_recipient_is_or_its_policy_gave_it_up
     counts = {name: data.draw(st.integers(0, 6)) for name in ("retries", "uncharged", "doubts", "faults")}
     policy = data.draw(st.sampled_from([POLICY, HOLD]))
     until_us = data.draw(st.none() | st.integers(NOW_US - 10, NOW_US + 10))
-    follows = after(row(*statuses, **counts), came, policy, relay_until_us=until_us, fault=data.draw(st.booleans()))
+    ours = data.draw(st.sampled_from((None, "internal", "attachment")))
+    follows = after(row(*statuses, **counts), came, policy, relay_until_us=until_us, ours=ours)
     result = dict(enumerate(statuses)) | {each.recipient: each.status for each in came}
     still_open = set(result.values()) & {"open", "deferred", "in_doubt"}
     if follows.next == "done":
@@ -160,3 +161,8 @@ def test_a_message_is_open_exactly_while_a_recipient_is_or_its_policy_gave_it_up
     else:
         assert follows.next == "due"
         assert follows.due_us is not None and follows.due_us >= NOW_US
+
+
+def test_an_attachment_that_could_not_be_had_is_a_retry_however_often_and_for_nobody_else_at_once():
+    follows = after(row("open", "open", faults=2), outcomes("deferred"), ours="attachment")
+    assert (follows.next, follows.charged, follows.due_cause, follows.cause) == ("due", True, "retry", "attachment")
