@@ -1,11 +1,15 @@
 """Who may be reached: the address that is connected to decides, never the name."""
 
+import ssl
+from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address, ip_network
 
 import httpcore
 import httpx
 import pytest
 import trio
+import trustme
 
 from actors.public_addresses import GuardedBackend, NotPublic, guarded_client, is_public, may_be_reached
 
@@ -167,3 +171,36 @@ async def test_the_name_stays_in_the_host_header_and_the_judged_address_is_conne
             assert isinstance(answer, httpx.Response) and answer.text == "ok"
         assert f"host: files.example:{port}".encode() in seen[0].lower()
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("certified", "good"), [("files.example", True), ("other.example", False)])
+async def test_over_tls_the_certificate_is_held_against_the_name_and_not_the_address(
+    tmp_path, monkeypatch, certified, good
+):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(certified).configure_cert(context)
+    asked = []
+    context.sni_callback = lambda socket, name, context: asked.append(name)
+
+    async def handler(stream):
+        tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        # A client that does not believe the certificate hangs up.
+        with suppress(trio.BrokenResourceError):
+            if await tls.receive_some():
+                await tls.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        allowed = [ip_network("127.0.0.0/8")]
+        async with guarded_client(allowed, timeout_s=30, resolver=answering("127.0.0.1")) as client:
+            if good:
+                assert (await client.get(f"https://files.example:{port}/x")).text == "ok"
+            else:
+                with pytest.raises(httpcore.ConnectError):
+                    await client.get(f"https://files.example:{port}/x")
+        nursery.cancel_scope.cancel()
+    assert asked == ["files.example"]
