@@ -16,7 +16,7 @@ their ends recorded by how far they had come.
 import datetime as dt
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 from msgspec.structs import replace
@@ -134,6 +134,9 @@ class Delivery:
 
     def relay(self, key: str) -> RelayRow | None:
         return self._scheduler.relay(key)
+
+    def relays(self) -> Iterable[str]:
+        return self._scheduler.relays()
 
     # The unit's life
 

@@ -268,6 +268,10 @@ class Scheduler:
         """The relay's row, while it is known unreachable."""
         return self._relays.get(key)
 
+    def relays(self) -> Iterable[str]:
+        """The keys of the relays that are known unreachable."""
+        return self._relays.keys()
+
     def fold(self, entry: Entry) -> None:
         """Follow a fact."""
         self.position = entry.seq

@@ -85,6 +85,7 @@ class Books(Protocol):
 
     def account(self, number: int) -> AccountRow | None: ...
     def relay(self, key: str) -> RelayRow | None: ...
+    def relays(self) -> Iterable[str]: ...
 
 
 class Desk(Protocol):
@@ -154,7 +155,6 @@ class SenderPool:
         self._scopes: dict[Place, trio.CancelScope] = {}
         self._relays: dict[str, RelayRow | None] = {}
         self._hung: set[Place] = set()
-        self._probe_now = False
         self._stopping = False
         self.bell = Bell()
 
@@ -194,8 +194,11 @@ class SenderPool:
         self.bell.ring()
 
     def probe_now(self) -> None:
-        """Run-now: probe what is known unreachable without waiting for its moment."""
-        self._probe_now = True
+        """Run-now, or a clock that has stepped: the moments of all relays known unreachable are here, and their
+        failures forgotten. That is so of those too which nobody wants now: they are probed once somebody does."""
+        for key in (*self._books.relays(), *self._relays):
+            if row := self._relay(key):
+                self._relays[key] = msgspec.structs.replace(row, until_us=0, failures=0)
         self.bell.ring()
 
     # The planner's loop
@@ -221,9 +224,8 @@ class SenderPool:
 
     def _carry_out(self, senders: trio.Nursery) -> float:
         now_us = self._store.clock.monotonic_us()
-        relay = self._forgiven if self._probe_now else self._relay
-        plan = self._plan.plan(self._demand(), self._books.account, relay, now_us, self._store.clock.ahead_us())
-        self._probe_now = False
+        ahead_us = self._store.clock.ahead_us()
+        plan = self._plan.plan(self._demand(), self._books.account, self._relay, now_us, ahead_us)
         self._hung.update(plan.hung)
         self._close(plan.close)
         for place in plan.connect:
@@ -240,13 +242,6 @@ class SenderPool:
     def _relay(self, key: str) -> RelayRow | None:
         """What is known of a relay in trouble: what this pool has seen, or what the log says from before."""
         return self._relays[key] if key in self._relays else self._books.relay(key)
-
-    def _forgiven(self, key: str) -> RelayRow | None:
-        """The same with its moment come and its failures forgotten."""
-        row = self._relay(key)
-        if row is not None:
-            row = self._relays[key] = msgspec.structs.replace(row, until_us=0, failures=0)
-        return row
 
     # A sender
 

@@ -9,12 +9,13 @@ import trio
 from trio.testing import MockClock as Clock
 
 from actors.retention import Retention
+from events.account import RelayUnreachable
 from letterbook.capture import CaptureRelay
 from store.clock import TrioClock
 from store.dispatching import NEVER_US
 from store.opening import Store, open_store
 
-from .delivering import accept, done, retrying, running, save, within_a_minute
+from .delivering import accept, done, note, retrying, running, save, within_a_minute
 from .opened import T0_US
 from .world import Relay
 
@@ -141,3 +142,24 @@ async def test_a_limit_holds_over_a_step(folder: Path, autojump_clock: Clock, by
             await done(store, 12)
     assert within_a_minute(relay.messages) == 5
     assert trio.current_time() <= 400
+
+
+@pytest.mark.parametrize("by_us", [-HOUR, -5 * DAY, -YEAR])
+async def test_a_relay_that_nobody_wanted_while_the_clock_stepped_is_probed_once_somebody_does(
+    folder: Path, autojump_clock: Clock, by_us: int
+) -> None:
+    relay = CaptureRelay()
+    async with stepping(folder) as (store, _):
+        account = await save(store, "a")
+        until_us = store.clock.now_us() + 200 * S
+        down = RelayUnreachable(host="a", port=25, credentials="c" * 16, reason="dns", until_us=until_us, failures=9)
+        await note(store, down, account=account)
+        async with running(store, {"a": relay}):
+            store.clock.jump(by_us)  # type: ignore[attr-defined]
+            await trio.sleep(20)
+            began = trio.current_time()
+            await accept(store, account, expires_us=NEVER_US)
+            with trio.move_on_after(2 * DAY / S):
+                await relay.until_received(1)
+            assert relay.received == 1
+            assert trio.current_time() - began < 300
