@@ -5,6 +5,7 @@ only when the believed clock shows its moment. What the clock jumped by, by hour
 in all, except for a start that takes up to a day forwards for the time that has passed.
 """
 
+import math
 from collections.abc import Iterator
 
 from events.attempt import AttemptStarted
@@ -56,15 +57,24 @@ def _counted(observed: Observed, written: list[tuple[float, Entry]]) -> Iterator
     jumps, starts = list(observed.jumps), [life.began_at for life in observed.lives]
     pending_s = 0.0
     for now_s, entry in written:
-        while jumps and jumps[0][0] <= now_s + MOMENT_S:
-            _, by_s = jumps.pop(0)
-            pending_s += by_s
-        if isinstance(entry.fact, ClockStepped):
+        if entry.kind == "ServiceStarted":
+            # It looked at the clock when its life began, and so at no jump from after that.
+            while starts and starts[0] <= now_s:
+                pending_s += _jumped(jumps, before_s=starts.pop(0))
+            pending_s = 0.0 if 0 <= pending_s <= UNNOTICED_S_MAX else pending_s
+        elif isinstance(entry.fact, ClockStepped):
+            pending_s += _jumped(jumps, before_s=now_s)
             if abs(entry.fact.by_us / 1e6 - pending_s) > TOLERANCE_S:
                 yield f"fact {entry.seq}: a step of {entry.fact.by_us / 1e6} s, and {pending_s} s had been jumped"
             pending_s = 0.0
-        elif starts and starts[0] <= now_s and entry.kind == "ServiceStarted":
-            starts.pop(0)
-            pending_s = 0.0 if -MOMENT_S <= pending_s <= UNNOTICED_S_MAX else pending_s
+    pending_s += _jumped(jumps, before_s=math.inf)
     if abs(pending_s) > TOLERANCE_S:
         yield f"the clock jumped by {pending_s} s, and the log does not say so"
+
+
+def _jumped(jumps: list[tuple[float, float]], before_s: float) -> float:
+    """By how much the clock jumped before this moment; those jumps are counted then."""
+    by_s = 0.0
+    while jumps and jumps[0][0] < before_s:
+        by_s += jumps.pop(0)[1]
+    return by_s

@@ -16,7 +16,7 @@ from letterbook.config import Config
 from letterbook.config_keys import Delivery, Fetch, Server, Smtp, Storage
 from letterbook.system import Stop, System, World, running
 from store import following
-from store.clock import SystemClock
+from store.clock import COMPARE_EVERY_S, SystemClock
 from tests.checkers.facts import contents
 
 from .chance import seeded_scheduling, stream
@@ -40,6 +40,9 @@ LIMITED_S = 200.0
 LIFE_S_MAX = 900.0
 UNWIND_S_MAX = 60.0
 DRAIN_S = 20.0
+
+LOOKED_AT_CLOCK_S = 2 * COMPARE_EVERY_S
+"""By then the last jump has been found, however little there was to wait for."""
 
 LATER_VERSIONS = 1_000
 """Contents that are made while a run goes on are numbered from here."""
@@ -439,6 +442,7 @@ class Run:
         for fields in self._plan.accounts.values():
             await self._clients.act(Step(0, "addAccount", fields | NO_LIMITS))
         await self._until_nothing_waits(CALM_S_MAX)
+        await trio.sleep_until(self._observed.calm_at + LOOKED_AT_CLOCK_S)
         await self._stop(life, "stop")
 
     async def _until_nothing_waits(self, patience_s: float) -> None:
