@@ -17,6 +17,8 @@ import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
+from letterbook.capture import CaptureRelay
+
 LOOK_S = 0.02
 
 
@@ -120,13 +122,9 @@ class ScriptedRelay:
     It shows what a wire can carry and a well-behaved server never sends.
     """
 
-    def __init__(
-        self, *rows: Line, greeting: bytes = b"220 scripted\r\n", before_final: trio.Event | None = None
-    ) -> None:
-        """`before_final` must be set before any message gets its final reply."""
+    def __init__(self, *rows: Line, greeting: bytes = b"220 scripted\r\n") -> None:
         self._rows = rows
         self._greeting = greeting
-        self._before_final = before_final
         self.port = 0
         self.lines: list[str] = []
         self.after_answer: list[bytes] = []
@@ -164,8 +162,6 @@ class ScriptedRelay:
                 if answer is None:
                     return
                 in_data = answer.startswith(b"354")
-                if line == "." and self._before_final is not None:
-                    await self._before_final.wait()
                 await stream.send_all(answer)
 
     def _answer(self, line: str) -> bytes | None:
@@ -173,3 +169,42 @@ class ScriptedRelay:
             if re.match(pattern, line):
                 return answer
         return b"250 ok\r\n"
+
+
+class GatedRelay(CaptureRelay):
+    """A capture relay that reads no message to its end before `gate` is set: until then what is sent to it is in
+    flight, its final dot out, and not answered. `at_gate` counts those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = trio.Event()
+        self.at_gate = 0
+
+    async def converse(self, stream: trio.abc.Stream) -> None:
+        await super().converse(_Gated(stream, self))
+
+
+class _Gated(trio.abc.Stream):
+    """A stream whose reader waits at the gate when the end of a message has come."""
+
+    def __init__(self, stream: trio.abc.Stream, relay: GatedRelay) -> None:
+        self._stream = stream
+        self._relay = relay
+        self._tail = b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        self._tail = (self._tail + data)[-5:]
+        if self._tail == b"\r\n.\r\n":
+            self._relay.at_gate += 1
+            await self._relay.gate.wait()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

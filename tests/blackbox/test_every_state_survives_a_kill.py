@@ -1,321 +1,786 @@
-"""Every state that a message can be in, everything that a client can do about it there, and `kill -9` after it.
+"""Every state and every step, through the real process: caused from outside, killed by `kill -9`, the same afterwards.
 
-One process brings a message into each state for each action, and each action gets its answer. Then the process is
-killed; what the next one answers is what this one did, and the table says what that is. The lifecycle's table is walked
-by what the log says: a step that nobody has taken here fails the last check until there is a row for it.
+ROWS has a row a pair of LIFECYCLE. A row names the *places* it is tried in (ways to be in the state: a message waits
+for many reasons) and the *deed* that asks for the step, with what the client is told and the facts that come of it. So
+a message is made for each place and deed of the table, all of them in one log, and everything is asked about once more
+after each kill. Where nobody outside can ask for a step, the row says why; that none was taken is seen in the
+timelines, which have exactly the facts that the table names.
+
+Dispatch is suspended before the deeds, so that what becomes of a message is the deed's doing alone. Mail in doubt is
+held, and `flying` stays in flight until the first kill: what the next start adds to that is stated as data, too.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import trio
 
-from events.lifecycle import LIFECYCLE, Refusal, in_the_case_of
+from events.lifecycle import LIFECYCLE, STATES, STEPS, Refusal, State
 from letterbook.capture import CaptureRelay
 
-from .relays import Line, ScriptedRelay
-from .service import Service, mail
+from .relays import GatedRelay, free_port
+from .service import LOOK_S, WAIT_S_MAX, Service, kinds, mail, subject_id
 
-STATES = (
-    "unknown", "waiting", "deferred", "in_flight", "held", "sent", "failed", "withdrawn", "rejected", "erased",
-)  # fmt: skip
-ACTIONS = ("again", "faulty", "delete", "hold", "retry", "release", "resend", "as-sent", "as-error", "remove")
+SECRET = "words-of-a-letter-and-of-nothing-else"
+DOMAIN = "addressed-to-nobody-else.example"
+"""Of all recipients: neither of the two may be found in the files once everything was erased."""
 
+LATER = 4_000_000_000
 
-class After(NamedTuple):
-    """What the client is answered, and the message's status then; `later` is its status after the kill, where that
-    leaves an attempt open: the next start calls it in doubt."""
-
-    answer: object
-    status: str | None
-    later: str | None = None
+# How a message comes to be in a state.
 
 
-def row(state: str, status: str | None, **others: After) -> Iterator[tuple[tuple[str, str], After]]:
-    """All actions in one state. What is not named changes nothing: a bulk action is for none, a resolution refused."""
-    nothing = {
-        **dict.fromkeys(("hold", "retry", "release"), After(0, status)),
-        **dict.fromkeys(("resend", "as-sent", "as-error"), After(404 if state == "unknown" else 409, status)),
-        "remove": After(True, status),
+class Place(NamedTuple):
+    """A way to be in a state: the account and the recipients it is sent with, and what is done to it then."""
+
+    state: State | None
+    account: str = "open"
+    to: str | tuple[str, ...] = "ann"
+    then: tuple[str, ...] = ()
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+DOUBTED, REFUSED = "drop-after-dot", "550"
+
+PLACES = {
+    "unknown": Place(None),
+    "paused": Place("waiting", "paused"),
+    "later": Place("waiting", fields=(("deferred_ts", LATER),)),
+    "retrying": Place("waiting", "deferring", to="451"),
+    "throttled": Place("waiting", "limited"),
+    "unreachable": Place("waiting", "down"),
+    "starting": Place("waiting", "starting"),
+    "flying": Place("in_flight", "gated"),
+    "flying-withdrawn": Place("in_flight", "gated", then=("delete",)),
+    "doubted": Place("held", to=DOUBTED),
+    "doubted-and-refused": Place("held", to=(DOUBTED, REFUSED)),
+    "put-aside": Place("held", "paused", then=("hold",)),
+    "sent": Place("sent"),
+    "sent-erased": Place("sent", then=("delete",)),
+    "failed": Place("failed", to=REFUSED),
+    "failed-erased": Place("failed", to=REFUSED, then=("delete",)),
+    "withdrawn": Place("withdrawn", "paused", then=("delete",)),
+    "withdrawn-erased": Place("withdrawn", "paused", then=("delete", "delete")),
+    "rejected": Place("rejected", to=()),
+    # What the relay behind the second gate will do with them.
+    "to-451": Place("in_flight", "ending", "451-at-dot"),
+    "to-451-withdrawn": Place("in_flight", "ending", "451-at-dot", ("delete",)),
+    "to-drop": Place("in_flight", "ending", DOUBTED),
+    "to-drop-withdrawn": Place("in_flight", "ending", DOUBTED, ("delete",)),
+    "to-550": Place("in_flight", "ending", "550-at-dot"),
+    "to-550-withdrawn": Place("in_flight", "ending", "550-at-dot", ("delete",)),
+    "to-250": Place("in_flight", "ending"),
+    "to-250-withdrawn": Place("in_flight", "ending", then=("delete",)),
+}
+
+WAITING = ("paused", "later", "retrying", "throttled", "unreachable")
+FLYING = ("flying", "flying-withdrawn")
+HELD = ("doubted", "doubted-and-refused", "put-aside")
+OF_STATE: dict[State | None, tuple[str, ...]] = {
+    None: ("unknown",),
+    "waiting": WAITING,
+    "in_flight": FLYING,
+    "held": HELD,
+    "sent": ("sent", "sent-erased"),
+    "failed": ("failed", "failed-erased"),
+    "withdrawn": ("withdrawn", "withdrawn-erased"),
+    "rejected": ("rejected",),
+}
+
+# What a client is told.
+
+Told = Callable[[str], object]
+
+
+def queued(_: str) -> object:
+    return {"ok": True, "queued": 1, "rejected": []}
+
+
+def rejected(reason: str) -> Told:
+    return lambda message_id: {"ok": True, "queued": 0, "rejected": [{"id": message_id, "reason": reason}]}
+
+
+def removed(_: str) -> object:
+    return {"ok": True, "removed": 1, "not_found": []}
+
+
+def not_found(message_id: str) -> object:
+    return {"ok": True, "removed": 0, "not_found": [message_id]}
+
+
+def bulk(count: int) -> Told:
+    return lambda _: {"ok": True, "matched": count, "changed": count}
+
+
+def released_in_doubt(_: str) -> object:
+    return {"ok": True, "matched": 1, "changed": 1, "in_doubt": 1}
+
+
+def done(_: str) -> object:
+    return {"ok": True}
+
+
+def not_held(state: str) -> Told:
+    sentence = f"the message is not held, it is {state.replace('_', ' ')}: GET /held lists held mail"
+    return lambda _: {"ok": False, "error": sentence, "detail": sentence}
+
+
+def no_such_id(_: str) -> object:
+    sentence = "No message with this id is known"
+    return {"ok": False, "error": sentence, "detail": sentence}
+
+
+def nothing(_: str) -> object:
+    return None
+
+
+# The table.
+
+
+class Row(NamedTuple):
+    """A deed at some places: what the client is told, and the facts that come of it, none where it is refused."""
+
+    deed: str
+    places: tuple[str, ...]
+    told: Told
+    adds: tuple[str, ...] = ()
+
+
+Rows = tuple[Row, ...] | str
+"""The rows of a pair, or why nobody outside can cause it."""
+
+FIRST = "a first fact is only proposed again where a message is sent again: the row of MessageRevised"
+NEW = "a message that is sent under an unknown id is accepted: the row of MessageAccepted"
+NO_OWNER = "it ends what an account has, and this is nobody's"
+OWN = "the service alone decides it, and offers nothing but what waits"
+OF_AN_ATTEMPT = "only a relay's answer makes it, and without an attempt nobody asks a relay"
+IN_ITS_CASE = "the case is told apart in held alone: the row of the same resolution without it"
+IMPORTED = (
+    "only `letterbook import` makes it, in one commit and without a service: tests/letterbook/test_import_command.py"
+)
+REQUEUED = "trying again is told apart by the state: the row of MessageRequeued"
+
+RESOLUTIONS = {"DoubtResolved resend": "resend", "DoubtResolved sent": "call-sent", "DoubtResolved error": "call-error"}
+NOT_RESENT = {"in_flight": "in flight", "held": "in flight", "sent": "already sent"}
+FAULTY = "missing to"
+
+ROWS: dict[tuple[State | None, str], Rows] = {
+    (None, "MessageAccepted"): (Row("send", ("unknown",), queued, ("MessageAccepted",)),),
+    **{(state, "MessageAccepted"): FIRST for state in STATES},
+    (None, "MessageRejected"): (Row("send-faulty", ("unknown",), rejected(FAULTY), ("MessageRejected",)),),
+    **{
+        (state, "MessageRejected"): (Row("send-faulty", OF_STATE[state], rejected(NOT_RESENT.get(state, FAULTY))),)
+        for state in STATES
+    },
+    (None, "MessageRevised"): NEW,
+    **{
+        (state, "MessageRevised"): (
+            (Row("send", OF_STATE[state], rejected(NOT_RESENT[state])),)
+            if state in NOT_RESENT
+            else (Row("send", OF_STATE[state], queued, ("MessageRevised",)),)
+        )
+        for state in STATES
+    },
+    **{(state, "MessageRequeued"): (Row("retry", OF_STATE[state], bulk(0)),) for state in (None, *STATES)},
+    ("waiting", "MessageRequeued"): (Row("retry", tuple(place for place in WAITING if place != "retrying"), bulk(0)),),
+    # Erased content has no subject to be found by.
+    ("failed", "MessageRequeued"): (
+        Row("retry", ("failed",), bulk(1), ("MessageRequeued",)),
+        Row("retry", ("failed-erased",), bulk(0)),
+    ),
+    **{(state, "MessageExpedited"): REQUEUED for state in (None, *STATES)},
+    ("waiting", "MessageExpedited"): (Row("retry", ("retrying",), bulk(1), ("MessageExpedited",)),),
+    (None, "MessageWithdrawn"): (Row("delete", ("unknown",), not_found), Row("withdraw", ("unknown",), bulk(0))),
+    **{
+        (state, "MessageWithdrawn"): (
+            Row("delete", OF_STATE[state], removed),
+            Row("withdraw", OF_STATE[state], bulk(0)),
+        )
+        for state in STATES
+    },
+    **{
+        (state, "MessageWithdrawn"): (
+            Row("delete", OF_STATE[state], removed, ("MessageWithdrawn",)),
+            Row("withdraw", OF_STATE[state], bulk(1), ("MessageWithdrawn",)),
+        )
+        for state in ("waiting", "held")
+    },
+    ("in_flight", "MessageWithdrawn"): (
+        Row("delete", ("flying",), removed, ("MessageWithdrawn",)),
+        Row("withdraw", ("flying",), bulk(1), ("MessageWithdrawn",)),
+        Row("delete", ("flying-withdrawn",), removed),
+        Row("withdraw", ("flying-withdrawn",), bulk(0)),
+    ),
+    **{(state, "MessageHeld"): (Row("hold", OF_STATE[state], bulk(0)),) for state in (None, *STATES)},
+    ("waiting", "MessageHeld"): (Row("hold", WAITING, bulk(1), ("MessageHeld",)),),
+    (None, "MessageFailed"): NO_OWNER,
+    **{(state, "MessageFailed"): (Row("remove", OF_STATE[state], done),) for state in STATES},
+    ("waiting", "MessageFailed"): (
+        Row("remove", WAITING, done, ("MessageFailed",)),
+        Row("expire", ("paused",), queued, ("MessageRevised", "MessageFailed")),
+    ),
+    # Held mail does not expire.
+    ("held", "MessageFailed"): (Row("remove", HELD, done, ("MessageFailed",)),),
+    **{
+        (state, step): (Row(deed, OF_STATE[state], not_held(state or "")),)
+        for state in STATES
+        for step, deed in RESOLUTIONS.items()
+    },
+    **{(None, step): (Row(deed, ("unknown",), no_such_id),) for step, deed in RESOLUTIONS.items()},
+    ("held", "DoubtResolved resend"): (
+        Row("resend", HELD, done, ("DoubtResolved",)),
+        Row("release", ("doubted", "doubted-and-refused"), released_in_doubt, ("DoubtResolved",)),
+        Row("release", ("put-aside",), bulk(1), ("DoubtResolved",)),
+    ),
+    **{
+        (state, "DoubtResolved resend"): (
+            Row("resend", OF_STATE[state], not_held(state) if state else no_such_id),
+            Row("release", OF_STATE[state], bulk(0)),
+        )
+        for state in (None, *STATES)
+        if state != "held"
+    },
+    ("held", "DoubtResolved sent"): (Row("call-sent", ("doubted", "put-aside"), done, ("DoubtResolved",)),),
+    **{(state, "DoubtResolved sent, some refused"): IN_ITS_CASE for state in (None, *STATES)},
+    ("held", "DoubtResolved sent, some refused"): (
+        Row("call-sent", ("doubted-and-refused",), done, ("DoubtResolved",)),
+    ),
+    ("held", "DoubtResolved error"): (Row("call-error", HELD, done, ("DoubtResolved",)),),
+    **{(state, step): IMPORTED for state in (None, *STATES) for step in STEPS if step.startswith("MessageImported")},
+    **{(state, "AttemptStarted"): OWN for state in (None, *STATES)},
+    ("waiting", "AttemptStarted"): (Row("resume", ("starting",), done, ("AttemptStarted",)),),
+    **{(state, step): OF_AN_ATTEMPT for state in (None, *STATES) for step in STEPS if step.startswith("AttemptEnded")},
+    **{
+        ("in_flight", step): (Row("answer", places, nothing, ("AttemptEnded",)),)
+        for step, places in {
+            "AttemptEnded due": ("to-451",),
+            "AttemptEnded due, withdrawn meanwhile": ("to-451-withdrawn",),
+            "AttemptEnded held": ("to-drop",),
+            "AttemptEnded held, withdrawn meanwhile": ("to-drop-withdrawn",),
+            "AttemptEnded failed": ("to-550", "to-550-withdrawn"),
+            "AttemptEnded done": ("to-250", "to-250-withdrawn"),
+        }.items()
+    },
+}
+
+
+class Case(NamedTuple):
+    """A message: where it is, what is done to it, and where that leads."""
+
+    place: str
+    row: Row
+    after: State | None
+
+    @property
+    def id(self) -> str:
+        # A slash must come through every path.
+        return f"{self.place}/{self.row.deed}"
+
+    @property
+    def account(self) -> str:
+        """Accounts that are removed have mail of their own in every place."""
+        name = PLACES[self.place].account
+        return f"gone-{name}" if self.row.deed == "remove" else name
+
+
+def after(pair: tuple[State | None, str], row: Row) -> State | None:
+    """Where a row leads by the lifecycle: nowhere else if it has no facts."""
+    if not row.adds:
+        return "rejected" if pair[0] == "rejected" else pair[0]
+    state = LIFECYCLE[pair]
+    assert not isinstance(state, Refusal), f"{pair} is refused, and the row has facts"
+    return state
+
+
+CASES = {
+    case.id: case
+    for pair, rows in ROWS.items()
+    if not isinstance(rows, str)
+    for row in rows
+    for place in row.places
+    for case in (Case(place, row, after(pair, row)),)
+}
+
+STATUSES: dict[State | None, tuple[str, ...]] = {
+    None: ("unknown",),
+    "waiting": ("pending", "deferred"),
+    "in_flight": ("in_flight",),
+    "held": ("held",),
+    "sent": ("sent",),
+    "failed": ("error",),
+    "withdrawn": ("withdrawn",),
+    "rejected": ("error",),
+}
+
+
+class Start(NamedTuple):
+    """What a start adds to a message that it finds in flight, and the status after it."""
+
+    adds: tuple[str, ...]
+    status: str
+
+
+HELD_FOR_DOUBT = Start(("AttemptInterrupted",), "held")
+WITHDRAWN_AT_LAST = Start(("AttemptInterrupted",), "withdrawn")
+SWEPT = Start(("AttemptInterrupted", "MessageFailed"), "error")
+"""Its account was removed while it was in flight."""
+
+
+def at_start(case: Case) -> Start | None:
+    """What the start after the deeds adds to this message."""
+    if case.after != "in_flight":
+        return None
+    if case.place == "flying-withdrawn" or "MessageWithdrawn" in case.row.adds:
+        return WITHDRAWN_AT_LAST
+    return SWEPT if case.row.deed == "remove" else HELD_FOR_DOUBT
+
+
+def test_the_table_has_every_pair_of_the_lifecycle():
+    assert set(ROWS) == set(LIFECYCLE)
+
+
+def test_every_pair_that_leads_somewhere_is_caused_and_no_refused_one_is():
+    leads = {pair for pair, state in LIFECYCLE.items() if not isinstance(state, Refusal)}
+    leads -= {(None, "MessageImported sent"), (None, "MessageImported failed")}
+    caused = {pair for pair, rows in ROWS.items() if not isinstance(rows, str) and any(row.adds for row in rows)}
+    assert caused == leads
+    for (state, step), rows in ROWS.items():
+        assert isinstance(rows, str) or {PLACES[place].state for row in rows for place in row.places} == {state}, step
+
+
+def test_every_client_s_deed_is_tried_in_every_place_that_a_message_can_be_in():
+    client = {"send", "send-faulty", "retry", "delete", "withdraw", "hold", "resend", "release", "call-sent"}
+    client |= {"call-error", "remove"}
+    places = {place for places in OF_STATE.values() for place in places}
+    missing = {f"{place}/{deed}" for place in places for deed in client} - CASES.keys()
+    assert missing == {"unknown/remove"}
+
+
+# The world of the test.
+
+
+class World:
+    """The service, its relays, and all messages of the table."""
+
+    def __init__(self, it: Service) -> None:
+        self.it = it
+        self.relay = CaptureRelay()
+        # A relay that defers one message after the other is soon taken to be in trouble, for all its accounts.
+        self.deferring = CaptureRelay()
+        self.gated, self.ending = GatedRelay(), GatedRelay()
+        self.removed: dict[str, object] = {}
+        self.deeds = {
+            "send": self.send,
+            "send-faulty": self.send_faulty,
+            "expire": self.expire,
+            "delete": self.delete,
+            "remove": self.remove,
+            "resume": self.resume,
+            "answer": self.answer,
+            **dict.fromkeys(("retry", "withdraw", "hold", "release"), self.in_bulk),
+            **dict.fromkeys(("resend", "call-sent", "call-error"), self.resolve),
+        }
+
+    @property
+    def relays(self) -> tuple[CaptureRelay, ...]:
+        return self.relay, self.deferring, self.gated, self.ending
+
+    def received(self) -> Counter[str]:
+        return Counter(subject_id(message.content) for relay in self.relays for message in relay.messages)
+
+    async def post(self, path: str, body: object = None) -> Any:
+        return (await self.it.client.post(path, json=body or {})).json()
+
+    # Deeds
+
+    async def send(self, case: Case, deed: str) -> object:
+        return await self.add(letter(case.id, "paused"))
+
+    async def send_faulty(self, case: Case, deed: str) -> object:
+        return await self.add(letter(case.id, "paused", to=()))
+
+    async def expire(self, case: Case, deed: str) -> object:
+        return await self.add(letter(case.id, "paused", expires_ts=int(time.time()) + 1))
+
+    async def add(self, message: dict[str, object]) -> Any:
+        return await self.post("/commands/add-messages", {"messages": [message]})
+
+    async def delete(self, case: Case, deed: str) -> object:
+        return await self.post("/commands/delete-messages", {"ids": [case.id]})
+
+    async def in_bulk(self, case: Case, deed: str) -> object:
+        where = {"subject_contains": f"About {case.id}", "account_id": case.account}
+        return await self.post("/commands/bulk", {"action": deed, "where": where})
+
+    async def resolve(self, case: Case, deed: str) -> object:
+        path = f"/messages/{quote(case.id, safe='')}/resolve"
+        return await self.post(path, {"as": deed.removeprefix("call-")})
+
+    async def remove(self, case: Case, deed: str) -> object:
+        """Once an account, whose messages are told the same."""
+        if case.account not in self.removed:
+            self.removed[case.account] = (await self.it.client.delete(f"/account/{case.account}")).json()
+        return self.removed[case.account]
+
+    async def resume(self, case: Case, deed: str) -> object:
+        return await self.post(f"/account/{case.account}/resume")
+
+    async def answer(self, case: Case, deed: str) -> object:
+        self.ending.gate.set()
+
+
+def letter(message_id: str, account: str, to: str | tuple[str, ...] = "ann", **fields: object) -> dict[str, object]:
+    names = (to,) if isinstance(to, str) else to
+    addresses = [f"{name}@{DOMAIN}" for name in names]
+    return mail(message_id, addresses, account_id=account, body=f"{SECRET}\n", **fields)
+
+
+# Bringing everything into its place.
+
+NEEDS_LIMIT = "used-up"
+
+
+def accounts() -> list[str]:
+    return sorted({case.account for case in CASES.values() if PLACES[case.place].state is not None})
+
+
+async def open_accounts(world: World) -> None:
+    ports = {
+        "gated": world.gated.port,
+        "starting": world.gated.port,
+        "ending": world.ending.port,
+        "deferring": world.deferring.port,
+        "down": free_port(),
     }
-    named = {action.replace("_", "-"): after for action, after in others.items()}
-    return (((state, action), after) for action, after in (nothing | named).items())
+    for account in accounts():
+        name = account.removeprefix("gone-")
+        limit = {"limit_per_hour": 1} if name == "limited" else {}
+        await world.it.account(account, ports.get(name, world.relay.port), max_connections=50, **limit)
+        if name in ("paused", "starting"):
+            await world.it.post(f"/account/{account}/pause")
+        if name == "limited":
+            await world.it.add([letter(f"{NEEDS_LIMIT}/{account}", account)])
+    await world.it.until("/results", lambda page: len(page["results"]) == limited())
 
 
-def in_flight(**others: After) -> Iterator[tuple[tuple[str, str], After]]:
-    for key, after in row("in_flight", "in_flight", **others):
-        yield key, after if after.later else after._replace(later="held")
+def limited() -> int:
+    """How many accounts are over their limit: each has sent a message more than the table has."""
+    return sum(account.endswith("limited") for account in accounts())
 
 
-QUEUED = After("queued", "pending")
-
-TABLE: dict[tuple[str, str], After] = {
-    **dict(row(
-        "unknown", None, again=QUEUED, faulty=After("missing subject", "error"), delete=After("not found", None),
-    )),
-    **dict(row(
-        "waiting", "pending", again=QUEUED, faulty=After("missing subject", "pending"),
-        delete=After("removed", "withdrawn"), hold=After(1, "held"), remove=After(True, "error"),
-    )),
-    **dict(row(
-        "deferred", "deferred", again=QUEUED, faulty=After("missing subject", "deferred"),
-        delete=After("removed", "withdrawn"), hold=After(1, "held"), retry=After(1, "pending"),
-        remove=After(True, "error"),
-    )),
-    # What is taken back in flight is withdrawn when its attempt has ended, and an account's mail ended.
-    **dict(in_flight(
-        again=After("in flight", "in_flight"), faulty=After("in flight", "in_flight"),
-        delete=After("removed", "in_flight", "withdrawn"), remove=After(True, "in_flight", "error"),
-    )),
-    **dict(row(
-        "held", "held", again=After("in flight", "held"), faulty=After("in flight", "held"),
-        delete=After("removed", "withdrawn"), release=After(1, "pending"), resend=After(200, "pending"),
-        as_sent=After(200, "sent"), as_error=After(200, "error"), remove=After(True, "error"),
-    )),
-    **dict(row(
-        "sent", "sent", again=After("already sent", "sent"), faulty=After("already sent", "sent"),
-        delete=After("removed", "sent"),
-    )),
-    **dict(row(
-        "failed", "error", again=QUEUED, faulty=After("missing subject", "error"), delete=After("removed", "error"),
-        retry=After(1, "pending"),
-    )),
-    **dict(row(
-        "withdrawn", "withdrawn", again=QUEUED, faulty=After("missing subject", "withdrawn"),
-        delete=After("removed", "withdrawn"),
-    )),
-    **dict(row(
-        "rejected", "error", again=QUEUED, faulty=After("missing subject", "error"), delete=After("removed", "error"),
-    )),
-    **dict(row(
-        "erased", "sent", again=After("already sent", "sent"), faulty=After("already sent", "sent"),
-        delete=After("removed", "sent"),
-    )),
-}  # fmt: skip
+def placed(state: State) -> list[Case]:
+    """The messages of the places of a state."""
+    return [case for case in CASES.values() if PLACES[case.place].state == state]
 
 
-def test_the_table_has_every_action_in_every_state():
-    assert set(TABLE) == {(state, action) for state in STATES for action in ACTIONS}
+async def bring_all(world: World) -> None:
+    """Send all messages, wait until each has come to its state, and do what is to be done to it there."""
+    cases = [case for case in CASES.values() if PLACES[case.place].state is not None]
+    messages = [
+        letter(case.id, case.account, place.to, **dict(place.fields))
+        for case in cases
+        for place in (PLACES[case.place],)
+    ]
+    answer = await world.post("/commands/add-messages", {"messages": messages})
+    assert (answer["queued"], len(answer["rejected"])) == (
+        len(cases) - len(placed("rejected")),
+        len(placed("rejected")),
+    )
+    doubted = [case for case in placed("held") if DOUBTED in PLACES[case.place].to]
+    in_flight, retrying = len(placed("in_flight")), [case.id for case in cases if case.place == "retrying"]
+    await world.it.until("/status", lambda status: (status["held"], status["in_flight"]) == (len(doubted), in_flight))
+    await world.it.until(
+        "/deferred", lambda page: {row["id"] for row in page["deferred"] if row["cause"] == "retry"} == set(retrying)
+    )
+    await world.it.until("/status", blocked)
+    with trio.fail_after(WAIT_S_MAX):
+        while world.gated.at_gate + world.ending.at_gate < in_flight:
+            await trio.sleep(LOOK_S)
+    ended = {case.id for case in (*placed("sent"), *placed("failed"))}
+    await world.it.until("/results", lambda page: ended <= {row["id"] for row in page["results"]}, limit=1000)
+    for case in cases:
+        for deed in PLACES[case.place].then:
+            await world.deeds[deed](case, deed)
 
 
-async def test_what_was_answered_in_any_state_is_what_the_next_process_answers(service):
-    never, soon = trio.Event(), trio.Event()
-    async with AsyncExitStack() as stack:
-        it = await service(delivery_in_doubt="hold", delivery_retry_delays="3600")
-        live, doubt = [await stack.enter_async_context(CaptureRelay().listening()) for _ in range(2)]
-        hangs, slow = [await stack.enter_async_context(relay(gate).listening()) for gate in (never, soon)]
-        ports = {"live": live.port, "doubt": doubt.port, "in_flight": hangs.port, "slow": slow.port, "idle": live.port}
-        await bring_about(it, ports)
-        answers = {key: await act(it, *key) for key in TABLE}
-        assert answers == {key: after.answer for key, after in TABLE.items()}
-        await beyond_the_table(it, soon)
-        await it.until("/messages", settled, limit=10_000)
-        before = await seen(it)
-        received = live.received + doubt.received
-        await it.kill()
-        await it.start()
-        await it.until("/status", lambda status: status["in_flight"] == 0)
-        await it.until("/messages", settled, limit=10_000)
-        after = await seen(it)
-        for key, row in TABLE.items():
-            assert before.status(name(key)) == row.status, key
-            assert after.status(name(key)) == (row.later or row.status), key
-        moved = {name(key) for key, row in TABLE.items() if row.later}
-        for kept, was in zip(after.without(moved), before.without(moved), strict=True):
-            assert kept == was
-        assert live.received + doubt.received == received
-        await answered_last(it)
-        walked = {step for message in await everything(it) for step in steps(message["timeline"])}
-        assert walked == {pair for pair, state in LIFECYCLE.items() if not isinstance(state, Refusal)}
-        assert (await it.stop(), (await it.run("rebuild", "--check")).code, (await it.run("verify")).code) == (0, 0, 0)
+def blocked(status: dict[str, Any]) -> bool:
+    """Whether the accounts over their limits are known to be throttled, and the relays that are down unreachable."""
+    signs = {"limited": "throttled_until", "down": "unreachable_until"}
+    rows = status["accounts"]
+    return all(signs[kind] in rows[name] for name in rows if (kind := name.removeprefix("gone-")) in signs)
 
 
-# The world
+# Looking at everything.
 
 
-def relay(before_final: trio.Event) -> ScriptedRelay:
-    rows = Line("RCPT TO:<451", b"451 4.3.0 not now\r\n"), Line("DATA", b"354 go on\r\n")
-    return ScriptedRelay(*rows, before_final=before_final)
+class Picture(NamedTuple):
+    """All that can be asked for: records by id, lists by name and id, counts, and what the relays have."""
+
+    records: dict[str, dict[str, Any]]
+    lists: dict[str, dict[str, str]]
+    counts: dict[str, Any]
+    states: dict[str, int]
+    received: Counter[str]
+
+    def status(self, message_id: str) -> str:
+        return str(self.records[message_id].get("status", "unknown"))
+
+    def facts(self, message_id: str) -> list[str]:
+        return kinds(self.records[message_id].get("timeline", ()))
 
 
-ACCOUNTS = {
-    "waiting": "idle", "held": "idle", "withdrawn": "idle", "unknown": "idle", "rejected": "idle", "deferred": "live",
-    "failed": "live", "sent": "live", "erased": "live", "in_flight": "in_flight",
-}  # fmt: skip
-ADDRESSES = {"deferred": "451@example.org", "failed": "550@example.org"}
+Timelines = dict[str, list[str]]
+"""The kinds of facts by message."""
 
 
-def name(key: tuple[str, str]) -> str:
-    return "-".join(key)
+async def timelines(world: World) -> Timelines:
+    found: Timelines = {}
+    for fact in await world.it.events():
+        if "message_id" in fact:
+            found.setdefault(fact["message_id"], []).append(fact["kind"])
+    return found
 
 
-def account(state: str, action: str) -> str:
-    """An account to be removed has only the message that this is tried with."""
-    return f"remove-{state}" if action == "remove" else ACCOUNTS[state]
+async def listed(world: World) -> dict[str, dict[str, Any]]:
+    """Everything in the list of messages, but what was sent to use up a limit."""
+    rows = (await world.it.get("/messages", limit=10_000))["messages"]
+    return {row["id"]: row for row in rows if not row["id"].startswith(NEEDS_LIMIT)}
 
 
-def letter(state: str, action: str) -> dict[str, object]:
-    address = ADDRESSES.get(state, "ann@example.org")
-    return mail(name((state, action)), address, account_id=account(state, action))
+LISTS = ("pending", "deferred", "held", "results")
+COUNTS = ("active", "reasons", "pending", "deferred", "in_flight", "held")
 
 
-async def bring_about(it: Service, ports: Mapping[str, int]) -> None:
-    """One message in each state for each action; then no account sends any more."""
-    for state in STATES:
-        port = ports[ACCOUNTS[state]]
-        for each in {ACCOUNTS[state], f"remove-{state}"}:
-            await it.account(each, port, max_connections=len(ACTIONS))
-            if port == ports["idle"] and ACCOUNTS[state] == "idle":
-                await it.post(f"/account/{each}/pause")
-    await it.account("doubt", ports["doubt"])
-    await it.account("slow", ports["slow"])
-    await it.add([letter(state, action) for state, action in TABLE if state not in ("unknown", "rejected")])
-    await it.add([
-        mail("some-refused", ["550@example.org", "drop-after-dot@example.org"], account_id="doubt"),
-        mail("taken-back-and-delivered", account_id="slow"),
-        mail("taken-back-and-deferred", ["ann@example.org", "451@example.org"], account_id="slow"),
-    ])  # fmt: skip
-    rejected = [letter(*key) | {"from": "nobody"} for key in TABLE if key[0] == "rejected"]
-    answer = await it.post("/commands/add-messages", {"messages": rejected})
-    assert len(answer["rejected"]) == len(ACTIONS)
-    reached = {"in_flight": len(ACTIONS) + 2, "deferred": len(ACTIONS), "held": 1}
-    await it.until("/status", lambda status: {key: status[key] for key in reached} == reached)
-    await it.until_results(4 * len(ACTIONS))
-    taken_back = [name(key) for key in TABLE if key[0] == "withdrawn"]
-    erased = [name(key) for key in TABLE if key[0] == "erased"]
-    await it.post("/commands/delete-messages", {"ids": taken_back + erased})
-    assert await bulk(it, "hold", "About held-") == len(ACTIONS)
-    for each in {*ACCOUNTS.values(), *(f"remove-{state}" for state in STATES)}:
-        await it.post(f"/account/{each}/pause")
+async def picture(world: World) -> Picture:
+    records = {case_id: await record(world, case_id) for case_id in CASES}
+    lists = {}
+    for name in LISTS:
+        rows = (await world.it.get(f"/{name}", limit=10_000))[name]
+        lists[name] = {f"{row['id']}@{row.get('seq', '')}": json.dumps(steady(row)) for row in rows}
+    status = await world.it.status()
+    counts = {name: status[name] for name in COUNTS}
+    found = Picture(records, lists, counts, await states(world), world.received())
+    conserved(found)
+    return found
 
 
-async def bulk(it: Service, action: str, subject: str) -> object:
-    return (await it.post("/commands/bulk", {"action": action, "where": {"subject_contains": subject}}))["changed"]
+async def record(world: World, message_id: str) -> dict[str, Any]:
+    """The message's record, {} for an unknown id."""
+    response = await world.it.client.get(f"/messages/{quote(message_id, safe='')}")
+    assert response.status_code in (200, 404)
+    return steady(response.json()) if response.status_code == 200 else {}
 
 
-async def act(it: Service, state: str, action: str) -> object:
-    """Do it, and give the heart of the answer."""
-    id_, message = name((state, action)), letter(state, action)
-    match action:
-        case "again" | "faulty":
-            if action == "faulty":
-                del message["subject"]
-            answer = await it.post("/commands/add-messages", {"messages": [message]})
-            return answer["rejected"][0]["reason"] if answer["rejected"] else "queued"
-        case "delete":
-            answer = await it.post("/commands/delete-messages", {"ids": [id_]})
-            return "removed" if answer["removed"] else "not found"
-        case "hold" | "retry" | "release":
-            return await bulk(it, action, f"About {id_}")
-        case "remove":
-            return (await it.client.delete(f"/account/remove-{state}")).json()["ok"]
-    resolution = action.removeprefix("as-")
-    return (await it.client.post(f"/messages/{id_}/resolve", json={"as": resolution})).status_code
+def steady(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without when a relay that is down is tried again: each try says so anew."""
+    waiting = row.get("waiting_for", {})
+    if waiting.get("reason") == "relay_unreachable":
+        return row | {"waiting_for": {"reason": waiting["reason"]}}
+    return row
 
 
-async def beyond_the_table(it: Service, soon: trio.Event) -> None:
-    """What takes more than one message in one state: a resolution where somebody was refused, and mail that is taken
-    back while its relay thinks."""
-    await it.post("/messages/some-refused/resolve", {"as": "sent"})
-    await it.post("/commands/delete-messages", {"ids": ["taken-back-and-delivered", "taken-back-and-deferred"]})
-    soon.set()
-    for message, status in (("delivered", "sent"), ("deferred", "withdrawn")):
-        await it.until(f"/messages/taken-back-and-{message}", lambda record, status=status: record["status"] == status)
+async def states(world: World) -> dict[str, int]:
+    """`letterbook_messages` of /metrics."""
+    text = (await world.it.client.get("/metrics")).text
+    mark = 'letterbook_messages{state="'
+    lines = [line.removeprefix(mark).split('"} ') for line in text.splitlines() if line.startswith(mark)]
+    return {state: int(float(count)) for state, count in lines}
 
 
-async def answered_last(it: Service) -> None:
-    """The last answers before a kill hold as well: nothing else had the time to be written."""
-    await it.account("late", 25)
-    await it.post("/account/late/pause")
-    await it.add([mail(f"late-{number}", account_id="late") for number in range(4)])
-    await it.post("/commands/bulk", {"action": "hold", "where": {"subject_contains": "late-3"}})
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(it.add, [mail("late-4", account_id="late")])
-        nursery.start_soon(it.add, [mail("late-0", account_id="late", subject="Newer")])
-        nursery.start_soon(it.post, "/commands/delete-messages", {"ids": ["late-1"]})
-        nursery.start_soon(bulk, it, "hold", "late-2")
-        nursery.start_soon(it.post, "/messages/late-3/resolve", {"as": "error"})
-    await it.kill()
-    await it.start()
-    records = [await it.message(f"late-{number}") for number in range(5)]
-    assert [record["status"] for record in records] == ["pending", "withdrawn", "held", "error", "pending"]
-    assert records[0]["message"]["subject"] == "Newer"
+def conserved(found: Picture) -> None:
+    """What is counted is what is there, and nothing that was accepted is missing."""
+    by_status = Counter(record["status"] for record in found.records.values() if record)
+    count = found.states
+    assert count["accepted"] == sum(
+        count[name] for name in ("sent", "failed", "withdrawn", "waiting", "in_flight", "held")
+    )
+    assert (
+        count["waiting"]
+        == by_status["pending"] + by_status["deferred"]
+        == found.counts["pending"] + found.counts["deferred"]
+    )
+    assert count["in_flight"] == by_status["in_flight"] == found.counts["in_flight"]
+    assert count["held"] == by_status["held"] == found.counts["held"] == len(found.lists["held"])
+    assert count["sent"] == by_status["sent"] + limited()
+    assert count["failed"] + count["rejected"] == by_status["error"]
+    assert count["withdrawn"] == by_status["withdrawn"]
+    assert (
+        len(found.lists["pending"]) == found.counts["pending"]
+        and len(found.lists["deferred"]) == found.counts["deferred"]
+    )
 
 
-# What a client sees of it
+# The test.
 
 
-class Seen(NamedTuple):
-    """All records by id, the ids of each list, and the counts."""
-
-    records: dict[str, Any]
-    lists: dict[str, list[str]]
-
-    def status(self, message_id: str) -> str | None:
-        return self.records[message_id].get("status")
-
-    def without(self, ids: set[str]) -> "Seen":
-        """What is not about these messages."""
-        records = {key: record for key, record in self.records.items() if key not in ids}
-        return Seen(records, {path: [each for each in found if each not in ids] for path, found in self.lists.items()})
-
-
-async def seen(it: Service) -> Seen:
-    records = {}
-    for key in [*map(name, TABLE), "some-refused", "taken-back-and-delivered", "taken-back-and-deferred"]:
-        records[key] = (await it.client.get(f"/messages/{key}")).json()
-    lists = {path: [each["id"] for each in (await it.get(f"/{path}", limit=10_000))[path]] for path in LISTS}
-    status, states = await it.status(), await counted(it)
-    open_ = {key: status[key] for key in ("in_flight", "held")}
-    assert open_ == {key: states[key] for key in open_} and status["pending"] + status["deferred"] == states["waiting"]
-    accepted = states.pop("accepted")
-    rejected = states.pop("rejected")
-    assert accepted == sum(states.values())
-    assert accepted + rejected == sum("id" in record for record in records.values())
-    return Seen(records, lists)
+async def do_all(world: World) -> dict[str, object]:
+    """All deeds, and what was told: what starts starts before the suspension, which everything else comes after."""
+    told = {}
+    first = [case for case in CASES.values() if case.row.deed == "resume"]
+    for case in first:
+        told[case.id] = await world.deeds["resume"](case, "resume")
+    flying = world.gated.at_gate + len(first)
+    with trio.fail_after(WAIT_S_MAX):
+        while world.gated.at_gate < flying:
+            await trio.sleep(LOOK_S)
+    assert await world.post("/commands/suspend") == {"ok": True, "active": False}
+    order = sorted(CASES.values(), key=lambda case: ("expire", "remove").count(case.row.deed), reverse=True)
+    for case in order:
+        if case not in first:
+            told[case.id] = await world.deeds[case.row.deed](case, case.row.deed)
+    failed = sum(case.row.adds.count("MessageFailed") for case in CASES.values())
+    await world.it.until("/events", lambda page: len(page["events"]) == failed, kind="MessageFailed", limit=1000)
+    in_flight = sum(case.after == "in_flight" for case in CASES.values())
+    await world.it.until("/status", lambda status: status["in_flight"] == in_flight)
+    return told
 
 
-LISTS = ("pending", "deferred", "held", "results", "messages")
-
-
-async def counted(it: Service) -> dict[str, int]:
-    """How many messages are in each state, as /metrics says it."""
-    found = re.findall(r'^letterbook_messages\{state="(\w+)"\} (\d+)', (await it.client.get("/metrics")).text, re.M)
-    return {state: int(count) for state, count in found}
-
-
-def settled(page: Mapping[str, Any]) -> bool:
-    """Removing an account is answered at once; its mail is ended in steps, and what is in flight after its attempt.
-    Results are reported a moment after they are final."""
-    return not [
-        each["id"]
-        for each in page["messages"]
-        if (each["id"].endswith("-remove") and each["status"] in ("pending", "deferred", "held"))
-        or (each["status"] in ("sent", "error") and "reported_ts" not in each)
+def wrong_after_deeds(before: Timelines, told: dict[str, object], now: Picture) -> list[object]:
+    """Where a message is not as its row says."""
+    return [
+        (case.id, told[case.id], now.status(case.id), now.facts(case.id))
+        for case in CASES.values()
+        if told[case.id] != case.row.told(case.id)
+        or now.facts(case.id) != [*before.get(case.id, ()), *case.row.adds]
+        or now.status(case.id) not in STATUSES[case.after]
     ]
 
 
-async def everything(it: Service) -> list[dict[str, Any]]:
-    ids = [each["id"] for each in (await it.get("/messages", limit=10_000))["messages"]]
-    return [await it.message(each) for each in ids]
+def wrong_after_start(before: Picture, now: Picture) -> list[object]:
+    """Where a start has changed more, or less, than is said."""
+    wrong: list[object] = []
+    for case in CASES.values():
+        start = at_start(case)
+        if start is None:
+            same = now.records[case.id] == before.records[case.id]
+        else:
+            same = now.facts(case.id) == [*before.facts(case.id), *start.adds] and now.status(case.id) == start.status
+        if not same:
+            wrong.append((case.id, before.records[case.id], now.records[case.id]))
+    moved = {case.id for case in CASES.values() if at_start(case)}
+    for name in LISTS:
+        was, is_now = without(before.lists[name], moved), without(now.lists[name], moved)
+        if was != is_now:
+            wrong.append((name, was.items() - is_now.items(), is_now.items() - was.items()))
+    return wrong
 
 
-def steps(timeline: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str | None, str]]:
-    """What the lifecycle's table was asked, by a message's facts."""
-    state, withdrawing, refused = None, False, False
-    for fact in timeline:
-        kind = fact["kind"].replace("Interrupted", "Ended")
-        word = {"AttemptEnded": fact.get("next"), "DoubtResolved": fact.get("resolution")}.get(kind)
-        refused = refused or any(outcome["status"] == "refused" for outcome in fact.get("outcomes", ()))
-        step = f"{kind} {word}" if word else kind
-        step = in_the_case_of(step, withdrawing=withdrawing, some_refused=refused)
-        if (state, step) not in LIFECYCLE:
-            # An erasure: it changes no state.
-            continue
-        yield state, step
-        found = LIFECYCLE[state, step]
-        assert not isinstance(found, Refusal), (state, step)
-        withdrawing = found == "in_flight" and (withdrawing or kind == "MessageWithdrawn")
-        state = found
+def without(rows: dict[str, str], moved: set[str]) -> dict[str, str]:
+    """A list without these messages."""
+    return {key: row for key, row in rows.items() if key.partition("@")[0] not in moved}
+
+
+async def again(world: World) -> None:
+    """`kill -9`, here and now, and a start."""
+    await world.it.kill()
+    await world.it.start()
+
+
+async def test_whatever_was_answered_is_so_after_kill_9_in_every_state(service):
+    world = World(await service(delivery_in_doubt="hold", delivery_retry_delays="3600", delivery_max_connections=100))
+    async with AsyncExitStack() as stack:
+        for relay in world.relays:
+            await stack.enter_async_context(relay.listening())
+        await open_accounts(world)
+        await bring_all(world)
+        before = await timelines(world)
+        told = await do_all(world)
+        done_all = await picture(world)
+        assert not wrong_after_deeds(before, told, done_all)
+        await again(world)
+        started = await after_interruptions(world, done_all)
+        erased = await all_erased(world, started)
+        sent_again = await all_sent_again(world, erased)
+        await all_delivered(world, sent_again)
+        await world.it.kill()
+    await world.it.run_all([("verify",), ("rebuild", "--check")])
+
+
+async def after_interruptions(world: World, before: Picture) -> Picture:
+    """The first start: what was in flight is in doubt, and nothing else has changed."""
+    swept = sum(at_start(case) == SWEPT for case in CASES.values())
+    failed = sum(case.row.adds.count("MessageFailed") for case in CASES.values()) + swept
+    await world.it.until("/events", lambda page: len(page["events"]) == failed, kind="MessageFailed", limit=1000)
+    await world.it.until("/status", lambda status: status["in_flight"] == 0)
+    now = await picture(world)
+    assert not wrong_after_start(before, now)
+    assert (now.received, now.counts["active"]) == (before.received, False)
+    return now
+
+
+async def all_erased(world: World, before: Picture) -> dict[str, str]:
+    """Everything is deleted, whatever its state, and deleted again, which erases what the first time has only
+    withdrawn. It is killed at the answer, between the facts and the erasure or in it, which the next start ends: a
+    letter is gone when the write-ahead file was cut, and that is tried until it succeeds. Gives all statuses.
+    """
+    known = [message_id for message_id, record in before.records.items() if record]
+    used_up = [f"{NEEDS_LIMIT}/{account}" for account in accounts() if account.endswith("limited")]
+    assert found_in_files(world, SECRET, DOMAIN) == {SECRET, DOMAIN}
+    assert await delete_all(world, before.records) == (len(known), set(before.records) - set(known))
+    assert await delete_all(world, [*known, *used_up]) == (len(known) + len(used_up), set())
+    await again(world)
+    with trio.fail_after(WAIT_S_MAX):
+        while found_in_files(world, SECRET, DOMAIN, "as the address asks"):
+            await trio.sleep(LOOK_S)
+    now, facts = await listed(world), await timelines(world)
+    open_ = {message_id for message_id in known if before.status(message_id) in ("pending", "deferred", "held")}
+    statuses = {each: "withdrawn" if each in open_ else before.status(each) for each in known}
+    assert {message_id: row["status"] for message_id, row in now.items()} == statuses
+    assert not [row for row in now.values() if "message" in row]
+    for each in known:
+        assert facts[each] == [*before.facts(each), *(["MessageWithdrawn"] if each in open_ else [])], each
+    assert world.received() == before.received
+    return statuses
+
+
+async def delete_all(world: World, ids: Iterable[str]) -> tuple[int, set[str]]:
+    answer = await world.post("/commands/delete-messages", {"ids": list(ids)})
+    return answer["removed"], set(answer["not_found"])
+
+
+def found_in_files(world: World, *words: str) -> set[str]:
+    """Which of the words can be read in what the service keeps."""
+    files = world.it.folder.glob(f"{world.it.db.name}*")
+    content = b"".join(path.read_bytes() for path in files if path.suffix != ".lock")
+    return {word for word in words if word.encode() in content}
+
+
+async def all_sent_again(world: World, statuses: dict[str, str]) -> list[str]:
+    """Every id comes again with new content, and the service is killed at the answer: what was not sent waits."""
+    await world.it.account("last", world.relay.port)
+    messages = [letter(message_id, "last", "last") for message_id in statuses]
+    answer = await world.post("/commands/add-messages", {"messages": messages})
+    await again(world)
+    sent = {message_id for message_id, status in statuses.items() if status == "sent"}
+    assert {(each["id"], each["reason"]) for each in answer["rejected"]} == {(each, "already sent") for each in sent}
+    waiting = [message_id for message_id in statuses if message_id not in sent]
+    assert answer["queued"] == len(waiting)
+    now = await listed(world)
+    assert {message_id for message_id, row in now.items() if row["status"] == "pending"} == set(waiting)
+    return waiting
+
+
+async def all_delivered(world: World, waiting: list[str]) -> None:
+    """Dispatch is still suspended; activated, it delivers all that waits, each once. Then it is let go of."""
+    before = world.received()
+    assert (await world.it.status())["active"] is False
+    assert await world.post("/commands/activate") == {"ok": True, "active": True}
+    await world.it.until("/status", lambda status: (status["pending"], status["in_flight"]) == (0, 0))
+    assert world.received() - before == Counter(waiting)
+    assert {row["status"] for message_id, row in (await listed(world)).items() if message_id in waiting} == {"sent"}
+    counted = await states(world)
+    assert counted["accepted"] == counted["sent"]
+    everything = len(await listed(world)) + limited()
+    await world.it.until("/messages", all_reported, limit=10_000)
+    cleaned = await world.post("/commands/cleanup-messages", {"older_than_seconds": 0})
+    assert cleaned == {"ok": True, "removed": everything}
+    assert await listed(world) == {} and await world.it.results() == []
+
+
+def all_reported(page: dict[str, Any]) -> bool:
+    return all("reported_ts" in row for row in page["messages"])
