@@ -43,7 +43,7 @@ from store.opening import Store
 from store.views.volumes import VolumeRow
 
 from .local_files import LeadsOut, NotThere, TooLarge, read_within
-from .public_addresses import Network, NotPublic, Resolve, guarded_client, resolve
+from .public_addresses import Network, NotPublic, Resolve, guarded_client
 from .volumes import opened_config
 
 REDIRECTS_MAX = 5
@@ -314,7 +314,7 @@ class Volumes(Struct, frozen=True):
 class Attachments:
     """What all senders share: the client, made when it is first needed, the memory, the threads."""
 
-    def __init__(self, store: Store, policy: AttachmentPolicy, *, resolver: Resolve = resolve) -> None:
+    def __init__(self, store: Store, policy: AttachmentPolicy, *, resolver: Resolve | None = None) -> None:
         self._store = store
         self.policy = policy
         self._resolver = resolver

@@ -12,6 +12,8 @@ comes by here again. What the environment says of proxies is left aside: behind 
 import socket
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -32,6 +34,10 @@ IDLE_S = 15.0
 
 ADDRESSES_TRIED_MAX = 4
 """A name may have dozens of addresses, and each may take the whole time that the fetch has."""
+
+NAMES_MAX = 16
+"""Names that are looked up at the same time. A lookup cannot be cancelled, and whose name servers never answer keeps a
+thread for half a minute: these are threads of their own, so that the relays' names go on being looked up."""
 
 _NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
 """RFC 6052 and RFC 8215: the IPv4 address stands in the last 32 bits (of the second, in the form that is in use)."""
@@ -88,18 +94,24 @@ def may_be_reached(text: str, allowed: Iterable[Network]) -> bool:
     return is_public(address) or any(each in network for network in allowed for each in candidates)
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """The system's answer."""
-    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+def system_names() -> Resolve:
+    """The system's answers, by threads of its own."""
+    places = trio.CapacityLimiter(NAMES_MAX)
+
+    async def resolve(host: str, port: int) -> list[str]:
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=places)
+        return [str(address[0]) for *_, address in found]
+
+    return resolve
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
     """Connects to addresses that may be reached, and to nothing else."""
 
-    def __init__(self, allowed: Iterable[Network], resolver: Resolve = resolve) -> None:
+    def __init__(self, allowed: Iterable[Network], resolver: Resolve | None = None) -> None:
         self._allowed = tuple(allowed)
-        self._resolve = resolver
+        self._resolve = resolver or system_names()
         self._backend = httpcore.TrioBackend()
 
     async def connect_tcp(
@@ -179,9 +191,15 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         await self._pool.aclose()
 
 
-def guarded_client(allowed: Iterable[Network], *, timeout_s: float, resolver: Resolve = resolve) -> httpx.AsyncClient:
-    """A client of which no request leaves the public network, nor is sent by way of a proxy; it follows no redirect."""
+def guarded_client(
+    allowed: Iterable[Network], *, timeout_s: float, resolver: Resolve | None = None
+) -> httpx.AsyncClient:
+    """A client of which no request leaves the public network, nor is sent by way of a proxy; it follows no redirect,
+    and keeps no cookie, for all accounts share it."""
     # Who uses it bounds the whole; of that an address that never answers has half, so that another has a chance.
     timeouts = httpx.Timeout(None, connect=timeout_s / 2)
     transport = GuardedTransport(GuardedBackend(allowed, resolver), ssl.create_default_context())
-    return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, timeout=timeouts)
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.AsyncClient(
+        transport=transport, trust_env=False, follow_redirects=False, timeout=timeouts, cookies=no_cookies
+    )

@@ -43,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
     def get_ok(self, rest: str) -> None:
         self.send(CONTENT)
 
+    def get_cookie(self, rest: str) -> None:
+        self.send(CONTENT, Set_Cookie="login=ann; Path=/")
+
     def get_size(self, rest: str) -> None:
         self.send(bytes(int(rest)))
 

@@ -153,6 +153,13 @@ async def test_credentials_go_to_their_own_place_and_not_where_a_redirect_leads(
             assert "Authorization" not in other.asked[-1][1]
 
 
+async def test_no_cookie_is_kept_for_the_next_who_asks(tmp_path, server):
+    async with attaching(tmp_path) as attachments:
+        await had(attachments, at(f"{server.url}/cookie"))
+        await had(attachments, at(f"{server.url}/ok"))
+        assert server.asked[-1][0] == "/ok" and "Cookie" not in server.asked[-1][1]
+
+
 async def test_without_leave_this_machine_is_not_reached(tmp_path, server):
     async with attaching(tmp_path, with_(allowed=())) as attachments:
         server.asked.clear()

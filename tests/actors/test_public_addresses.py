@@ -1,6 +1,7 @@
 """Who may be reached: the address that is connected to decides, never the name."""
 
 import ssl
+import threading
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -9,9 +10,18 @@ import httpcore
 import httpx
 import pytest
 import trio
+import trio.testing
 import trustme
 
-from actors.public_addresses import GuardedBackend, NotPublic, guarded_client, is_public, may_be_reached
+from actors.public_addresses import (
+    NAMES_MAX,
+    GuardedBackend,
+    NotPublic,
+    guarded_client,
+    is_public,
+    may_be_reached,
+    system_names,
+)
 
 PUBLIC = ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
 
@@ -118,6 +128,31 @@ async def test_a_name_that_does_not_resolve_is_an_error_of_connecting():
 
     with pytest.raises(httpcore.ConnectError):
         await GuardedBackend((), resolver).connect_tcp("files.example", 80)
+
+
+async def test_names_that_hang_keep_no_thread_that_others_use(monkeypatch):
+    """The relays' names are looked up by Trio's own threads."""
+    asked, ended = threading.Semaphore(0), threading.Event()
+
+    def hangs(*arguments, **named):
+        asked.release()
+        ended.wait(60)
+        raise OSError("no such name")
+
+    monkeypatch.setattr("socket.getaddrinfo", hangs)
+    resolve = system_names()
+    try:
+        async with trio.open_nursery() as nursery:
+            for number in range(NAMES_MAX + 1):
+                nursery.start_soon(resolve, f"{number}.example", 80)
+            for _ in range(NAMES_MAX):
+                await trio.to_thread.run_sync(asked.acquire)
+            assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+            await trio.testing.wait_all_tasks_blocked()
+            assert not asked.acquire(blocking=False), "more were asked for at once than may be"
+            nursery.cancel_scope.cancel()
+    finally:
+        ended.set()
 
 
 async def test_a_unix_socket_is_nothing_public():
