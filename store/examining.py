@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .faults import faults_of
 from .files import FileError, KeyUnreadable, WrongKey, lock_path, mark_path, parse_key, read_or_make_key
+from .old_service import NEEDED
 from .schema import applied, known
 from .secrets import Secrets
 
@@ -26,6 +27,8 @@ OTHERS_MAY = stat.S_IWGRP | stat.S_IRWXO
 """Who is neither the owner nor of a group that was let in on purpose reads it, or somebody else writes it."""
 
 TABLES_SHOWN_MAX = 3
+
+OLD_SERVICE = " (is it the old service's? `letterbook import` takes it over into a log of its own)"
 
 
 class NotOurs(FileError):
@@ -105,8 +108,10 @@ def _see_log(path: Path, key_file: Path, key_id: str) -> None:
         migrations = applied(connection)
         if not migrations and tables != ["_sqlite_migrations"]:
             shown = ", ".join(tables[:TABLES_SHOWN_MAX])
+            hint = OLD_SERVICE if NEEDED.keys() <= set(tables) else ""
             raise NotOurs(
-                f"{path} is the database of another program, with the tables {shown}: write another [storage] db_path"
+                f"{path} is the database of another program, with the tables {shown}: "
+                f"write another [storage] db_path{hint}"
             )
         if newer := [name for name in migrations if name not in known()]:
             raise NotOurs(

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from letterbook.capture import CaptureRelay
 from store.files import mark_path, read_or_make_key
+from tests.letterbook.old import old_service
 
 from .forks import Command, run_each
 from .service import Said, Service, mail, service
@@ -154,6 +155,12 @@ def another_programs(log: Log) -> None:
         other.execute("create table meta (x)")
 
 
+def the_old_services(log: Log) -> None:
+    replace(log.db)
+    with old_service(log.db):
+        pass
+
+
 def a_newer_releases(log: Log) -> None:
     with closing(sqlite3.connect(log.db)) as newer, newer:
         newer.execute("insert into _sqlite_migrations (migration_set, name) values ('letterbook', 'to_come')")
@@ -269,6 +276,7 @@ CASES = (
     Case(cut_off_within_a_page, DAMAGED, DAMAGED),
     Case(no_database, NO_DATABASE, NO_DATABASE),
     Case(another_programs, "the database of another program, with the tables meta", "holds no log of ours"),
+    Case(the_old_services, "the old service's? `letterbook import` takes it over", "holds no log of ours"),
     Case(a_newer_releases, "written by a newer release"),
     Case(database_a_folder, "letterbook.db is no file", "letterbook.db is no file"),
     Case(no_folder, "/none: create it", "letterbook.db is no file"),
