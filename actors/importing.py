@@ -132,9 +132,13 @@ def volume(old: OldVolume, secrets: Secrets) -> Proposed | NotTaken:
     if not _encodable(name, old.account_id, *texts, *texts.values()):
         return NotTaken("volume", None, "it is no UTF-8 text")
     payload = payloads.Volume(name, old.backend, texts, old.account_id)  # type: ignore[arg-type]  # one of BACKENDS
-    saving = save_volume(payload, None, {}, secrets, BY)
+    return saved_volume(payload, secrets, BY)
+
+
+def saved_volume(payload: payloads.Volume, secrets: Secrets, by: str) -> Proposed | NotTaken:
+    saving = save_volume(payload, None, {}, secrets, by)
     if isinstance(saving, Refused):
-        return NotTaken("volume", name, str(saving))
+        return NotTaken("volume", payload.name, str(saving))
     return Proposed(Draft(saving.fact), saving.sealed(secrets))
 
 

@@ -16,10 +16,12 @@ from actors import importing as decide
 from actors.importing import NotTaken, Proposed, Taken
 from actors.ingest import Known
 from actors.parse import DEFAULT_ACCOUNT
+from events import payloads
 from events.account import AccountSaved
 from events.fact import Draft
 from events.message import MessageAccepted, MessageImported, MessageRejected
 from events.service import ImportFinished
+from events.volume import VolumeSaved
 from store import reading
 from store.clock import SystemClock
 from store.examining import is_log
@@ -101,6 +103,7 @@ class _Import:
         self._connection = connection
         self._advance = advance
         self._planned: dict[str, int] = {}
+        self._serving: dict[str, str | None] = {}
         self._known = Known(accepting_policy(config), {}, secrets, now_us)
         self.taken = Taken()
         self.not_taken: list[NotTaken] = []
@@ -110,7 +113,7 @@ class _Import:
         """The parts of the transaction. What one names must be recorded when the next one is asked for."""
         yield from decide.requests(self._accounts())
         yield from decide.requests(self._volumes())
-        self._known = structs.replace(self._known, accounts=self._living() or self._planned)
+        self._known = structs.replace(self._known, accounts=self._living() or self._planned, volumes=self._serving)
         yield from decide.requests(self._messages())
         yield from decide.requests(self._sends())
         if fact := self._finished():
@@ -121,8 +124,10 @@ class _Import:
         for proposed in self._accounts():
             if isinstance(proposed.draft.fact, AccountSaved):
                 self._planned[proposed.draft.fact.id] = PLANNED
-        self._known = structs.replace(self._known, accounts=self._planned | self._living())
-        for _ in chain(self._volumes(), self._messages(), self._sends()):
+        for _ in self._volumes():
+            pass
+        self._known = structs.replace(self._known, accounts=self._planned | self._living(), volumes=self._serving)
+        for _ in chain(self._messages(), self._sends()):
             pass
 
     def _living(self) -> dict[str, int]:
@@ -146,14 +151,30 @@ class _Import:
                 self.taken.accounts += 1
                 yield proposed
 
+    # Volumes
+
     def _volumes(self) -> Iterator[Proposed]:
+        """Those of the configuration first, for the same reason. Whom each serves is kept, for the mail that waits."""
+        secrets, serving = self._known.secrets, self._serving
+        if self._connection:
+            serving.update((row.name, row.account_id) for row in reading.volumes(self._connection))
+        for configured in self._config.volumes:
+            if configured.name not in serving:
+                payload = payloads.Volume(**structs.asdict(configured))
+                yield from self._serve(decide.saved_volume(payload, secrets, "config"))
         for old in self._old.volumes():
-            if self._connection and reading.volume(self._connection, old.name or ""):
+            if old.name in serving:
                 self._leave(NotTaken("volume", old.name, STANDS))
                 continue
-            for proposed in self._put(decide.volume(old, self._known.secrets)):
+            for proposed in self._serve(decide.volume(old, secrets)):
                 self.taken.volumes += 1
                 yield proposed
+
+    def _serve(self, decided: Proposed | NotTaken) -> Iterator[Proposed]:
+        for proposed in self._put(decided):
+            if isinstance(fact := proposed.draft.fact, VolumeSaved):
+                self._serving[fact.name] = fact.account_id
+            yield proposed
 
     # Messages
 

@@ -202,6 +202,39 @@ def test_volumes_come_over_with_their_secrets_sealed(folder, old):
     assert taken(folder, old)["not_taken_count"] == 3
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_mail_that_waits_for_an_attachment_from_elsewhere_comes_over_with_its_volume(folder, old, options):
+    with (folder / "config.ini").open("a") as config:
+        config.write('[volumes]\nvolume.ours.backend = local\nvolume.ours.config = {"path": "/srv/ours"}\n')
+    old.account("a")
+    old.account("b")
+    old.insert("volumes", name="files", backend="local", config='{"path": "/srv/files"}', account_id="a")
+    old.insert("volumes", name="ours", backend="memory", config="{}")
+
+    def waits(name: str, account: str = "a", **source: object) -> None:
+        attachments = [{"filename": "x.pdf", **source}]
+        old.message(name, account, payload=json.dumps(old.payload(name, account, attachments=attachments)))
+
+    waits("from a url", url="https://files.example/x.pdf")
+    waits("from a bucket", s3={"bucket": "letters", "key": "x.pdf"})
+    waits("from an old volume", storage_path="files:2026/x.pdf")
+    waits("from the configuration's", storage_path="ours:x.pdf")
+    waits("within itself", storage_path="base64:aGVsbG8=")
+    waits("from another's volume", "b", storage_path="files:2026/x.pdf")
+    waits("from nowhere", storage_path="gone:x.pdf")
+    found = taken(folder, old, *options)
+    assert (found["waiting"], found["volumes"]) == (5, 1)
+    assert {each["id"]: each["reason"] for each in found["not_taken"]} == {
+        "ours": "one of this name stands in the log already, and stays as it is",
+        "from another's volume": "Invalid/unauthorized storage volumes: attachments[0].storage_path",
+        "from nowhere": "Invalid/unauthorized storage volumes: attachments[0].storage_path",
+    }
+    if not options:
+        saved = {data(fact)["name"]: data(fact) for fact in facts(folder) if fact["kind"] == "VolumeSaved"}
+        assert {name: fact["by"] for name, fact in saved.items()} == {"ours": "config", "files": "import"}
+        views_are_what_the_log_gives(folder)
+
+
 def test_the_account_of_the_configuration_stands_before_those_of_the_old_service(folder, old):
     with (folder / "config.ini").open("a") as config:
         config.write("[smtp]\nhost = relay.example\n")
