@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from actors.control import run_control
+from actors.proxy_sync import Reports
 from actors.volumes import opened_config, save_volume
 from events.commands import Control, Refused, RemoveVolume, Reply, SaveVolume
 from events.payloads import Volume
@@ -100,7 +101,7 @@ async def controlling(folder):
         return await reply.get()
 
     async with opened(folder) as store, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(run_control, receive, store, (), nothing_to_let_go, max_age_us=1))
+        nursery.start_soon(partial(run_control, receive, store, (), nothing_to_let_go, Reports(store, 10), max_age_us=1))
         yield store, ask
         nursery.cancel_scope.cancel()
 

@@ -56,6 +56,11 @@ SETTINGS = {
                 "negative_data_rejection": {"expected-statuses": ["401", "426", "429"]},
             },
         },
+        {
+            # Messages and a token go together, and a sync_token that is not the configured one is a 401.
+            "include-path": "/commands/proxy-sync",
+            "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "400", "401"]}},
+        },
         *(
             {"include-path": path, "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "400"]}}}
             for path in MAY_REFUSE
