@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG ?= config.ini
 PYTEST_ARGS ?=
-# Processes that the test suite is spread over, a test file to each.
-WORKERS ?= 2
+# Processes that the test suite is spread over, a test file to each. One more than the smallest machine has cores:
+# much of the suite waits for processes of its own.
+WORKERS ?= 3
 # How many random seeds the simulation tries.
-test: SEEDS ?= 20
+test: SEEDS ?= 10
 sim: SEEDS ?= 200
 
 .DEFAULT_GOAL := help

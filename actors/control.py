@@ -64,6 +64,9 @@ Answer = dict[str, Any]
 
 CLEANING = "messages are being let go of already: ask again when that has been answered"
 
+_RESTORED = '"restored", which is "hold" or "send" (`letterbook activate --restored hold`)'
+"""What has to be said about a log that was restored from a backup."""
+
 
 class Saving(Struct, frozen=True):
     """An account to be recorded, with what is to be sealed beside it."""
@@ -307,7 +310,7 @@ class ControlActor:
             return {"ok": True, "active": True}
         chosen = restored if dispatch.restored else None
         if dispatch.restored and chosen is None:
-            raise Refused('the log was restored from a backup: give "restored", which is "hold" or "send"')
+            raise Refused(f"the log was restored from a backup: give {_RESTORED}")
         if chosen == "hold":
             await self._hold_all(by)
         await self._store.record([Draft(DispatchActivated(by=by, restored=chosen))], urgent=True)
@@ -316,7 +319,7 @@ class ControlActor:
     async def _schedule(self, rules: Sequence[payloads.Rule] | None, active: bool | None, by: str) -> Answer:
         """In an order in which no mail goes by rules that are to be replaced."""
         if active and (await self._store.read(dispatch_row)).restored:
-            raise Refused('the log was restored from a backup: activate with "restored", which is "hold" or "send"')
+            raise Refused(f"the log was restored from a backup: activate with {_RESTORED}")
         if active is False:
             await self._suspend(by)
         if rules is not None:

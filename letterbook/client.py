@@ -72,6 +72,9 @@ def _ask(target: Target, method: str, path: str, body: Mapping[str, Any] | None)
         raise Failure(f"{target.url} does not answer ({error}): is the service running?") from error
     except msgspec.MsgspecError as error:
         raise Failure(f"{target.url} answers, but it is no Letterbook") from error
+    if response.status_code == 401:
+        words = f"{target.url}: {answer.get('error', 'unauthorized')}"
+        raise Failure(f"{words}; name the service's configuration by --config, or set LETTERBOOK_SERVER_API_TOKEN")
     return response.status_code, answer
 
 

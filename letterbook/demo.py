@@ -4,6 +4,7 @@ Everything goes the way that applications go: letters in over HTTP, facts out ov
 """
 
 import shlex
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -145,9 +146,14 @@ class Demo:
             ("everything about one message", f"curl -s {url}/messages/{demo_letters.QUEUED[-1].id}"),
             ("all results, in the order of the log", f"curl -s {url}/results"),
             ("a letter of your own", post),
-            ("the log", f"letterbook log --db {shlex.quote(str(self._db_path))}"),
-            ("the log, live", f"letterbook tail --url {url} --after 0"),
+            ("the log", f"{called()} log --db {shlex.quote(str(self._db_path))}"),
+            ("the log, live", f"{called()} tail --url {url} --after 0"),
         ]
+
+
+def called() -> str:
+    """How the command was called, so that what is shown can be pasted: make calls it by its path."""
+    return shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "letterbook" else "letterbook"
 
 
 def _queue_ids(result: dict[str, Any]) -> str:

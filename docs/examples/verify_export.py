@@ -42,15 +42,19 @@ INTEGERS += [
     for at, (size, form) in enumerate(zip((1, 2, 4, 8), "bhiq", strict=True))
 ]
 
-previous, rows = bytes(32), []
-for line in sys.stdin:
-    fact = json.loads(line)
-    rows.append(
-        [fact[name] for name in ("seq", "at_us", "kind", "version", "message", "account")] + [fact["data"].encode()]
-    )
+NAMES = ("seq", "at_us", "kind", "version", "message", "account")
+previous, rows, number = bytes(32), [], 0
+for number, line in enumerate(sys.stdin, 1):
+    try:
+        fact = json.loads(line)
+        rows.append([fact[name] for name in NAMES] + [fact["data"].encode()])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        sys.exit(f"line {number} is no fact of an export ({type(error).__name__}: {error})")
     if "commit" in fact:
         previous = hashlib.sha256(previous + packed(rows)).digest()
         if previous.hex() != fact["commit"]["hash"]:
             sys.exit(f"{rows[0][0]}-{rows[-1][0]}: not what was written")
         rows = []
-sys.exit("cut off within a commit") if rows else print(previous.hex())
+if rows or not number:
+    sys.exit("cut off within a commit" if rows else "there is nothing to verify")
+print(previous.hex())

@@ -101,7 +101,8 @@ async def controlling(folder):
         return await reply.get()
 
     async with opened(folder) as store, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(run_control, receive, store, (), nothing_to_let_go, Reports(store, 10), max_age_us=1))
+        run = partial(run_control, receive, store, (), nothing_to_let_go, Reports(store, 10), max_age_us=1)
+        nursery.start_soon(run)
         yield store, ask
         nursery.cancel_scope.cancel()
 

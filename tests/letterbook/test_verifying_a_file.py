@@ -143,3 +143,7 @@ def test_the_script_of_the_documents_needs_nothing_of_ours(grouped, whole):
     lines = [*grouped[:5], changed(grouped[5], data="{}"), *grouped[6:]]
     said = subprocess.run([sys.executable, "-I", script], input=b"".join(lines), capture_output=True, check=False)
     assert said.returncode == 1 and said.stderr.decode().strip() == "5-7: not what was written"
+    damaged = ((b"", "there is nothing"), (whole[0] + b"{}\n", "line 2 is no fact"), (b"x", "line 1 is no fact"))
+    for content, words in damaged:
+        said = subprocess.run([sys.executable, "-I", script], input=content, capture_output=True, check=False)
+        assert said.returncode == 1 and said.stderr.decode().startswith(words)
