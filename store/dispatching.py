@@ -12,6 +12,7 @@ from events.fact import Entry
 from events.wire import decode_row
 
 from .beside import secret_name
+from .reading import last_seq
 from .views import ACCOUNTS, DISPATCH, RELAYS
 from .views.accounts import AccountRow, RelayRow
 from .views.attempts import AttemptRow
@@ -22,8 +23,6 @@ from .views.messages import ALL_OF, MESSAGES, MessageRow, decode_states
 from .views.rows import View
 from .views.rules import NO_RULES, RulesRow
 from .worklists import clock_row, rules_row
-
-LAST_SEQ = "select coalesce(max(seq), 0) from log"
 
 QUEUE = (
     "select number, due_us, revision, digests, recipients, expires_us from messages"
@@ -85,11 +84,6 @@ class UnitState(Struct, frozen=True):
     dispatch: DispatchRow
     waiting: frozenset[int]
     rules: RulesRow = NO_RULES
-
-
-def last_seq(connection: sqlite3.Connection) -> int:
-    seq: int = connection.execute(LAST_SEQ).fetchone()[0]
-    return seq
 
 
 class Queues(Struct, frozen=True):

@@ -25,6 +25,7 @@ from events.message import FirstFact
 from events.wire import decode_row
 
 from .folding import Folding
+from .reading import last_seq
 from .schema import DERIVED, VIEW_VERSIONS, create_views, drop_views
 from .surveying import stale_views
 from .views import ROW_VIEWS
@@ -51,7 +52,6 @@ _HISTORY = (
 )
 """A message's facts before the one at hand."""
 
-_END = "select coalesce(max(seq), 0) from log"
 _STAMP = "select at_us from log where seq = ?"
 _META = "select name, value from meta"
 _VERSION = "insert into meta values (?, ?) on conflict (name) do update set value = excluded.value"
@@ -129,11 +129,6 @@ class Refolding:
             folding.fold(entry)
         folding.flush()
         self.seq = entries[-1].seq
-
-
-def last_seq(connection: sqlite3.Connection) -> int:
-    (seq,) = connection.execute(_END).fetchone()
-    return int(seq)
 
 
 def refold(
